@@ -1,0 +1,24 @@
+"""Curvature along directions: Hessian products, tracked eigenpairs, third derivatives."""
+
+from .eigen import Eigenpairs, EigenTracker, unsolved, widen
+from .products import (
+    LocalModel,
+    Loss,
+    fourth_derivatives,
+    local_model,
+    third_derivative,
+    third_derivatives,
+)
+
+__all__ = [
+    "EigenTracker",
+    "Eigenpairs",
+    "LocalModel",
+    "Loss",
+    "fourth_derivatives",
+    "local_model",
+    "third_derivative",
+    "third_derivatives",
+    "unsolved",
+    "widen",
+]

@@ -1,0 +1,72 @@
+"""Derivatives of a loss along directions, never as matrices."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Loss = Callable[[Float[Array, " d"]], Float[Array, ""]]
+
+
+class LocalModel(NamedTuple):
+    """Loss, gradient and Hessian at a point; `hvps` multiplies columns by the Hessian."""
+
+    loss: Float[Array, ""]
+    grad: Float[Array, " d"]
+    hvps: Callable[[Float[Array, "d m"]], Float[Array, "d m"]]
+
+
+def local_model(loss: Loss, w: Float[Array, " d"]) -> LocalModel:
+    """Linearise the gradient at `w` once; every product after that costs its linear part only."""
+    (value, grad), tangent = jax.linearize(jax.value_and_grad(loss), w)
+    return LocalModel(value, grad, jax.vmap(lambda v: tangent(v)[1], in_axes=1, out_axes=1))
+
+
+def third_derivative(
+    loss: Loss, w: Float[Array, " d"], u: Float[Array, " d"], v: Float[Array, " d"]
+) -> Float[Array, " d"]:
+    """The third derivative contracted with two vectors: d^2/(da db) grad L(w + a u + b v)."""
+
+    def along(x: Float[Array, " d"], direction: Float[Array, " d"]) -> Float[Array, " d"]:
+        return jax.jvp(jax.grad(loss), (x,), (direction,))[1]
+
+    return jax.jvp(lambda x: along(x, u), (w,), (v,))[1]
+
+
+def third_derivatives(
+    loss: Loss, w: Float[Array, " d"], U: Float[Array, "d m"], active: Int[Array, ""]
+) -> Float[Array, "p d"]:
+    """Third derivatives for all pairs of the first `active` columns of `U`.
+
+    Rows are pairs (0,0), (1,0), (1,1), (2,0), ... so those of the leading columns come first; the
+    loop stops after them and leaves the other rows zero.
+    """
+    d, m = U.shape
+    rows, columns = (jnp.asarray(i) for i in jnp.tril_indices(m))
+
+    def fill(p: Array, out: Float[Array, "p d"]) -> Float[Array, "p d"]:
+        return out.at[p].set(third_derivative(loss, w, U[:, rows[p]], U[:, columns[p]]))
+
+    return jax.lax.fori_loop(
+        0, active * (active + 1) // 2, fill, jnp.zeros((len(rows), d), w.dtype)
+    )
+
+
+def fourth_derivatives(
+    loss: Loss, w: Float[Array, " d"], U: Float[Array, "d m"], active: Int[Array, ""]
+) -> Float[Array, " m"]:
+    """d^4/da^4 L(w + a u) for the first `active` columns u of `U`, zero for the others."""
+
+    def fourth(u: Float[Array, " d"]) -> Float[Array, ""]:
+        def derivative(f: Callable) -> Callable:
+            return lambda a: jax.jvp(f, (a,), (jnp.ones_like(a),))[1]
+
+        line = lambda a: loss(w + a * u)  # noqa: E731
+        for _ in range(4):
+            line = derivative(line)
+        return line(jnp.zeros((), w.dtype))
+
+    out = jnp.zeros(U.shape[1], w.dtype)
+    return jax.lax.fori_loop(0, active, lambda i, o: o.at[i].set(fourth(U[:, i])), out)

@@ -1,0 +1,29 @@
+"""Two circles, one inside the other."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Lt
+from typing_extensions import Doc
+
+from ._base import AbstractData, Dataset
+from ._registry import DATASETS
+from ._split import halves
+
+
+@DATASETS.register("circles")
+@dataclass(frozen=True)
+class Circles(AbstractData):
+    """A circle inside another (scikit-learn's make_circles), standardised."""
+
+    n: Annotated[int, Ge(2), Doc("Training examples; as many again are drawn for testing.")] = 200
+    noise: Annotated[float, Ge(0), Doc("Standard deviation of the Gaussian noise.")] = 0.1
+    factor: Annotated[float, Gt(0), Lt(1), Doc("Radius of the inner over the outer circle.")] = 0.5
+
+    def load(self, seed: int) -> Dataset:
+        from sklearn.datasets import make_circles
+
+        drawn: Any = make_circles(
+            2 * self.n, noise=self.noise, factor=self.factor, random_state=seed
+        )
+        return halves(*drawn)

@@ -1,0 +1,52 @@
+"""Gaussian clusters."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+from typing_extensions import Doc
+
+from ..errors import OptionError
+from ._base import AbstractData, Dataset
+from ._registry import DATASETS
+from ._split import halves
+
+
+@DATASETS.register("classification")
+@dataclass(frozen=True)
+class Classification(AbstractData):
+    """One Gaussian cluster per class (scikit-learn's make_classification), standardised."""
+
+    n: Annotated[int, Ge(2), Doc("Training examples; as many again are drawn for testing.")] = 200
+    features: Annotated[int, Ge(1), Doc("Input features.")] = 20
+    informative: Annotated[int, Ge(1), Doc("Features that depend on the class.")] = 5
+    classes: Annotated[int, Ge(2), Doc("Number of classes.")] = 2
+    separation: Annotated[float, Gt(0), Doc("Half the distance between clusters.")] = 1.0
+    noise: Annotated[float, Ge(0), Le(1), Doc("Fraction of labels drawn at random.")] = 0.01
+
+    def load(self, seed: int) -> Dataset:
+        from sklearn.datasets import make_classification
+
+        if self.informative > self.features:
+            raise OptionError(
+                "informative", f"must be <= features = {self.features}, got {self.informative}"
+            )
+        # The clusters sit on corners of a cube with `informative` dimensions.
+        if self.classes > min(2**self.informative, self.n):
+            raise OptionError(
+                "classes",
+                f"must be <= n = {self.n} and <= 2^informative = {2**self.informative}, "
+                f"got {self.classes}",
+            )
+        drawn: Any = make_classification(
+            2 * self.n,
+            n_features=self.features,
+            n_informative=self.informative,
+            n_redundant=0,
+            n_classes=self.classes,
+            n_clusters_per_class=1,
+            class_sep=self.separation,
+            flip_y=self.noise,
+            random_state=seed,
+        )
+        return halves(*drawn)

@@ -1,0 +1,95 @@
+"""Exit codes, and the errors that are the user's to fix."""
+
+import difflib
+import enum
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class ExitCode(enum.IntEnum):
+    """What the process tells the shell; job scripts branch on it."""
+
+    DONE = 0
+    BUG = 1
+    BAD_INPUT = 2
+    NUMERICAL_STOP = 3
+    INTERRUPTED = 4
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a value was given: a line of a file, or a command-line flag (no line)."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with the input; `path` is the dotted key it is about, or empty."""
+
+    location: Location
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (str(self.location), self.path, self.message)))
+
+
+class InputError(Exception):
+    """Bad input: one line per problem, `FILE:LINE: path: what is wrong, what is allowed`.
+
+    Problems are kept in the order of the file's lines, those from the command line last.
+    """
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = sorted(
+            problems, key=lambda p: (p.location.line is None, p.location.line or 0, p.path)
+        )
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class OptionError(ValueError):
+    """A component's option turned out impossible once the component was built.
+
+    Components know the name of the option but not where it was given; whoever holds the spec
+    turns this into an `InputError` with the file and line.
+    """
+
+    def __init__(self, option: str, message: str):
+        self.option = option
+        self.message = message
+        super().__init__(f"{option}: {message}")
+
+
+class UnsupportedRule(ValueError):
+    """The optimizer is outside the theory of central flows; the message says why."""
+
+
+class NumericalStop(ArithmeticError):
+    """A process turned non-finite or lost its constraint; what was recorded before is valid."""
+
+    def __init__(self, process: str, step: int, reason: str):
+        self.process = process
+        self.step = step
+        self.reason = reason
+        super().__init__(f"{process} stopped at step {step}: {reason}")
+
+
+def did_you_mean(word: Any, allowed: Sequence[str]) -> str:
+    """` (did you mean 'x'?)` if `word` is close to one of `allowed`, else nothing."""
+    close = difflib.get_close_matches(str(word), allowed, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def show(value: Any, width: int = 60) -> str:
+    """A value as the user would write it, on one line, cut off at `width` characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    # JSON leaves some invisible characters alone; a terminal might not.
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return text if len(text) <= width else text[: width - 3] + "..."

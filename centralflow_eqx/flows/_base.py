@@ -1,0 +1,80 @@
+"""What every process has in common: it is observed, then moves by one optimizer step."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from ..curvature import EigenTracker, Loss
+from ..response import Response, State, Vector
+from ..state_rate import AbstractStateRate
+
+
+class STOP(eqx.Enumeration):
+    """Why a process cannot go on."""
+
+    running = ""
+    sharpness = "the effective sharpness passed flow.max_sharpness"
+    step_size = "the adaptive step size of the stable flow became too small"
+    no_solution = (
+        "no oscillation keeps the flow stable: the complementarity problem has no solution"
+    )
+    unsolved = "the complementarity problem could not be solved to its tolerance"
+
+
+class Setting(eqx.Module):
+    """What processes share: the loss, the optimizer's derived response and the flow's settings.
+
+    `substeps` is the number of Euler steps of a central flow per optimizer step, `critical_above`
+    the effective eigenvalue from which a direction may oscillate, `max_sharpness` the effective
+    eigenvalue at which a stable flow gives up.
+    """
+
+    loss: Loss
+    response: Response
+    rate: AbstractStateRate
+    tracker: EigenTracker
+    substeps: int = 4
+    critical_above: float = 1.95
+    max_sharpness: float = 100.0
+
+
+class Observation(eqx.Module):
+    """What is known of a process at one step.
+
+    `series` are the small arrays that a run records. `overflow` says that more eigenpairs want
+    tracking than there is room for. `oscillation`, for central flows, has the vectors that project
+    a displacement of the weights on the eigenvectors of Sigma.
+    """
+
+    weights: Vector
+    series: dict[str, Array]
+    overflow: Bool[Array, ""]
+    stop: STOP
+    oscillation: Float[Array, "d m"] | None = None
+
+
+class AbstractProcess(eqx.Module):
+    """Something that evolves in optimizer steps from given weights and optimizer state.
+
+    Everything that evolves is in one pytree, the state.
+    """
+
+    setting: eqx.AbstractVar[Setting]
+
+    @abc.abstractmethod
+    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> Any:
+        """The state at weights `w` and the optimizer's own state `s` before its step there."""
+
+    @abc.abstractmethod
+    def step(self, state: Any, observed: Bool[Array, ""]) -> tuple[Any, Observation]:
+        """Observe the state, then advance it by one optimizer step.
+
+        What only serves the record is skipped, and its series are not meaningful, where
+        `observed` is false.
+        """
+
+    @abc.abstractmethod
+    def widen(self, state: Any, capacity: int) -> Any:
+        """The same state with room to track `capacity` eigenpairs."""

@@ -1,0 +1,116 @@
+"""The spectra that a process tracks, and the series that every process records."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from ..curvature import Eigenpairs, EigenTracker, LocalModel, unsolved, widen
+from ..response import State, Vector
+from ._base import Setting
+
+
+class Spectra(eqx.Module):
+    """Tracked eigenpairs of the effective Hessian and of the Hessian itself.
+
+    `raw` is absent where the two differ by a scalar factor only.
+    """
+
+    effective: Eigenpairs
+    raw: Eigenpairs | None
+
+    @property
+    def products(self) -> Array:
+        """Hessian-vector products of the last solves."""
+        raw = 0 if self.raw is None else self.raw.products
+        return self.effective.products + raw
+
+
+def start_spectra(setting: Setting, w: Vector, capacity: int, key: PRNGKeyArray) -> Spectra:
+    """Spectra of which nothing is known yet."""
+    effective, raw = (unsolved(w.size, capacity, w.dtype, k) for k in jr.split(key))
+    return Spectra(effective, None if setting.response.structure.scalar_gain else raw)
+
+
+def widen_spectra(spectra: Spectra, capacity: int) -> Spectra:
+    """Room for `capacity` eigenpairs in each spectrum."""
+    raw = None if spectra.raw is None else widen(spectra.raw, capacity)
+    return Spectra(widen(spectra.effective, capacity), raw)
+
+
+def track_raw(
+    setting: Setting, model: LocalModel, spectra: Spectra, observed: bool | Bool[Array, ""]
+) -> Spectra:
+    """Track as many eigenvalues of the Hessian as are tracked of the effective Hessian."""
+    if spectra.raw is None:
+        return spectra
+    tracker = EigenTracker(
+        track_above=float("inf"), initial=spectra.effective.active, tol=setting.tracker.tol
+    )
+    identity = lx.DiagonalLinearOperator(jnp.ones_like(model.grad))
+
+    def skip(pairs: Eigenpairs) -> Eigenpairs:
+        return eqx.tree_at(lambda p: p.products, pairs, jnp.zeros_like(pairs.products))
+
+    raw = jax.lax.cond(
+        observed,
+        lambda pairs: tracker.solve(model, identity, pairs, explore=True),
+        skip,
+        spectra.raw,
+    )
+    return Spectra(spectra.effective, raw)
+
+
+def track_for_record(
+    setting: Setting,
+    model: LocalModel,
+    gain: lx.AbstractLinearOperator,
+    spectra: Spectra,
+    observed: Bool[Array, ""],
+) -> Spectra:
+    """Both spectra, for a process that does not need them to move."""
+
+    def solve(spectra: Spectra) -> Spectra:
+        effective = setting.tracker.solve(model, gain, spectra.effective, explore=True)
+        return track_raw(setting, model, Spectra(effective, spectra.raw), True)
+
+    return jax.lax.cond(observed, solve, lambda spectra: spectra, spectra)
+
+
+def common_series(
+    setting: Setting,
+    model: LocalModel,
+    post: State,
+    gain: lx.AbstractLinearOperator,
+    spectra: Spectra,
+) -> dict[str, Array]:
+    """The series that every process records; eigenvalues beyond the active ones are NaN."""
+    effective = spectra.effective
+
+    def visible(values: Array) -> Array:
+        return jnp.where(effective.mask, values, jnp.nan)
+
+    series = {
+        "train_loss": model.loss,
+        "grad_norm_sq": jnp.vdot(model.grad, model.grad),
+        "eigenvalues": visible(effective.theta),
+        "eigen_residuals": visible(effective.residuals),
+        "hvps": spectra.products,
+    }
+    if spectra.raw is not None:
+        series["raw_eigenvalues"] = visible(spectra.raw.theta)
+    else:
+        step_size = jnp.mean(lx.diagonal(gain))
+        series["raw_eigenvalues"] = visible(effective.theta / step_size)
+        series["effective_step"] = step_size
+    return series | _state_sums(post)
+
+
+def _state_sums(state: State) -> dict[str, Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        f"state/{jax.tree_util.keystr(path, simple=True, separator='/')}_sum": jnp.sum(leaf)
+        for path, leaf in leaves
+    }

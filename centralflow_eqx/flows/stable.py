@@ -1,0 +1,95 @@
+"""The flow of an optimizer that never oscillates."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PRNGKeyArray
+
+from ..curvature import local_model
+from ..response import State, Vector, relax
+from ._base import STOP, AbstractProcess, Observation, Setting
+from ._registry import PROCESSES
+from ._spectra import Spectra, common_series, start_spectra, track_for_record, widen_spectra
+
+
+class StableState(eqx.Module):
+    """Weights and post-update optimizer state."""
+
+    w: Vector
+    post: State
+    spectra: Spectra
+
+
+@PROCESSES.register("stable")
+class Stable(AbstractProcess):
+    """The smooth flow without oscillation (gradient flow for gradient descent).
+
+    dw/dt = G(s, g), ds/dt = rate(J) (F(s, g) - s) with a post-update state s, integrated
+    adaptively (Tsit5). It becomes stiff as the effective sharpness grows, which bounds the step
+    size of an explicit method, and stops beyond `max_sharpness`.
+    """
+
+    setting: Setting
+    max_substeps: int = 4096
+
+    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> StableState:
+        response = self.setting.response
+        post = response.advance(relax(s, w), jax.grad(self.setting.loss)(w), w)
+        return StableState(w, post, start_spectra(self.setting, w, capacity, key))
+
+    def step(
+        self, state: StableState, observed: Bool[Array, ""]
+    ) -> tuple[StableState, Observation]:
+        setting, w, post = self.setting, state.w, state.post
+        model = local_model(setting.loss, w)
+        gain = setting.response.gain(post, w)
+        spectra = track_for_record(setting, model, gain, state.spectra, observed)
+        sharpness = spectra.effective.theta[0]
+        series = common_series(setting, model, post, gain, spectra)
+        new, gradients, failed = self._integrate(w, post, sharpness)
+        stop = STOP.where(
+            sharpness > setting.max_sharpness,
+            STOP.sharpness,
+            STOP.where(failed, STOP.step_size, STOP.running),
+        )
+        observation = Observation(
+            w,
+            series | {"gradients": gradients + 1},
+            setting.tracker.overflows(spectra.effective),
+            stop,
+        )
+        return StableState(*new, spectra), observation
+
+    def widen(self, state: StableState, capacity: int) -> StableState:
+        return StableState(state.w, state.post, widen_spectra(state.spectra, capacity))
+
+    def _velocity(self, t: Array, y: tuple[Vector, State], args: None) -> tuple[Vector, State]:
+        (w, post), response, rate = y, self.setting.response, self.setting.rate
+        grad = jax.grad(self.setting.loss)(w)
+        target, J = response.advance(post, grad, w), response.slopes(post, w)
+        ds = jax.tree.map(lambda f, s, j: rate.rate(j) * (f - s), target, post, J)
+        return response.step_from(post, grad, w), ds
+
+    def _integrate(
+        self, w: Vector, post: State, sharpness: Array
+    ) -> tuple[tuple[Vector, State], Array, Array]:
+        """One unit of time: `((w, s), gradients evaluated, failed)`."""
+        tol = 1e-6 if w.dtype == jnp.float64 else 1e-4
+        solution = dfx.diffeqsolve(
+            dfx.ODETerm(self._velocity),
+            dfx.Tsit5(),
+            t0=0.0,
+            t1=1.0,
+            # Tsit5 is stable on the negative real axis down to about -3.
+            dt0=jnp.minimum(1.0, 2 / jnp.maximum(sharpness, 1e-6)).astype(w.dtype),
+            y0=(w, post),
+            stepsize_controller=dfx.PIDController(rtol=tol, atol=1e-2 * tol),
+            max_steps=self.max_substeps,
+            adjoint=dfx.DirectAdjoint(),
+            throw=False,
+        )
+        (w_new,), rest = solution.ys[0], solution.ys[1]
+        new = (w_new, jax.tree.map(lambda x: x[0], rest))
+        gradients = 6 * solution.stats["num_steps"] + 1
+        return new, gradients, solution.result != dfx.RESULTS.successful

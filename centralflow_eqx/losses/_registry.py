@@ -1,0 +1,6 @@
+"""The losses a spec can name."""
+
+from ..registry import Registry
+from ._base import AbstractLoss
+
+LOSSES: Registry[AbstractLoss] = Registry("loss")

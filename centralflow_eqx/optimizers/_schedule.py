@@ -1,0 +1,121 @@
+"""Learning rates: a number, or a function of the step count."""
+
+import inspect
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Union
+
+import equinox as eqx
+import optax
+from annotated_types import Ge, Gt
+from jaxtyping import Array, Float, Int
+from pydantic import Discriminator, Tag, TypeAdapter, create_model, model_validator
+from pydantic_core import PydanticCustomError
+
+from ..registry import SpecType
+from ..spec.options import Section
+
+Count = int | float | Int[Array, ""] | Float[Array, ""]
+Rate = float | Float[Array, ""]
+
+
+class Schedule(eqx.Module):
+    """A learning rate as a function of the number of steps taken, static under `jit`.
+
+    The count may be a float: flows evaluate it between whole steps, and differentiate it.
+    """
+
+    rule: float | Callable[[Count], Rate] = eqx.field(static=True)
+
+    def __call__(self, count: Count) -> Rate:
+        if not callable(self.rule):
+            return self.rule
+        # Optax divides some integer counts in single precision. A product with a Python float
+        # is in double precision, but weakly typed: it does not promote float32 weights.
+        return self.rule(count * 1.0)
+
+
+class ScheduleOptions(Section):
+    """An Optax schedule by name, with the arguments of Optax's function."""
+
+    schedule: str
+
+    def __call__(self, count: Count) -> Rate:
+        return _make(self)(count)
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @model_validator(mode="after")
+    def _accepted_by_optax(self) -> "ScheduleOptions":
+        try:
+            _make(self)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise PydanticCustomError("worded", "{reason}", {"reason": str(error)}) from None
+        return self
+
+
+def _make(options: ScheduleOptions) -> Callable[[Count], Rate]:
+    arguments = options.model_dump()
+    return _FUNCTIONS[arguments.pop("schedule").removesuffix("_schedule")](**arguments)
+
+
+def _argument_type(parameter: inspect.Parameter) -> Any:
+    """The type of an Optax argument in a spec; rates and step counts are never negative."""
+    if parameter.name == "boundaries_and_scales":
+        return dict[int, float] | None
+    if parameter.name == "interpolate_type":
+        return Literal["linear", "cosine"]
+    base: Any = parameter.annotation if parameter.annotation in (int, bool) else float
+    if parameter.name.endswith(("value", "_steps")):
+        base = Annotated[base, Ge(0)]
+    return base | None if parameter.default is None else base
+
+
+def _options(name: str, function: Callable) -> type[ScheduleOptions]:
+    arguments = inspect.signature(function).parameters.values()
+    spellings = (name, f"{name}_schedule") if name + "_schedule" in vars(optax) else (name,)
+    fields: dict[str, Any] = {"schedule": (Literal[spellings], ...)}
+    for a in arguments:
+        fields[a.name] = (_argument_type(a), ... if a.default is a.empty else a.default)
+    doc = f"Optax's {function.__name__}."
+    return create_model(name, __base__=ScheduleOptions, __doc__=doc, **fields)
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, ScheduleOptions):
+        value = {"schedule": value.schedule}
+    if not isinstance(value, Mapping):
+        return "number"
+    return str(value["schedule"]).removesuffix("_schedule") if "schedule" in value else None
+
+
+# Schedules of other schedules (join, sgdr) take arguments that are no plain values.
+_FUNCTIONS = {
+    name.removesuffix("_schedule"): function
+    for name, function in inspect.getmembers(optax.schedules, inspect.isfunction)
+    if name.endswith(("_schedule", "_decay")) and name != "sgdr_schedule"
+}
+_MODELS = {name: _options(name, function) for name, function in _FUNCTIONS.items()}
+_Number = Annotated[float, Gt(0), Tag("number")]
+_Value = Annotated[
+    Union[(_Number, *(Annotated[model, Tag(name)] for name, model in _MODELS.items()))],
+    Discriminator(_kind),
+]
+
+LearningRate = Annotated[Schedule, SpecType(_Value)]
+"""A field for a learning rate; in a spec a number > 0 or `{schedule: NAME, ...}`."""
+
+
+def as_schedule(value: Any) -> Schedule:
+    """A schedule from a number > 0, `{"schedule": NAME, ...}`, or an Optax schedule.
+
+    Raises `ValueError` for a number or arguments out of range.
+    """
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value)
+    is_rule = callable(value) and not isinstance(value, ScheduleOptions)
+    rule: Any = value if is_rule else TypeAdapter(_Value).validate_python(value, strict=True)
+    return Schedule(rule)

@@ -1,0 +1,88 @@
+"""When a run reached the edge of stability, and what oscillates from there on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ._data import Run, smooth
+
+EDGE_ROWS = 10
+"""Rows over which the median of the largest eigenvalue must stay near 2."""
+LOCK_WIDTH = 0.05
+"""How near 2 counts for a central flow, and below 2 for anything."""
+OSCILLATING_WIDTH = 0.5
+"""How far above 2 still counts for the discrete run and its midpoints."""
+OSCILLATES_ABOVE = 1e-6
+"""Smallest eigenvalue of Sigma that is no rounding error, relative to the run's largest."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """When a process reached the edge of stability, and where its largest eigenvalue was then.
+
+    `row` and `step` are None if it never did. `median` is taken from there on, `drift` is the
+    largest distance from 2 from `EDGE_ROWS` rows later on (NaN if there are none).
+    """
+
+    process: str
+    row: int | None
+    step: int | None
+    median: float = np.nan
+    drift: float = np.nan
+
+
+def find_edge(
+    process: str, steps: np.ndarray, largest: Float[np.ndarray, " T"], above: float
+) -> Edge:
+    """The first row from which the largest effective eigenvalue stays near 2.
+
+    Near is from 2 - `LOCK_WIDTH` to 2 + `above`, for the row itself and for the median of the
+    `EDGE_ROWS` rows from it (fewer at the end of the run, but half of them at least).
+    """
+
+    def near(value: float) -> bool:
+        return 2 - LOCK_WIDTH <= value <= 2 + above
+
+    rows = np.flatnonzero(np.isfinite(largest))
+    values = largest[rows]
+    for i in range(values.size - EDGE_ROWS // 2 + 1):
+        if near(values[i]) and near(float(np.median(values[i : i + EDGE_ROWS]))):
+            row, settled = int(rows[i]), values[i + EDGE_ROWS :]
+            drift = float(np.max(np.abs(settled - 2))) if settled.size else np.nan
+            return Edge(process, row, int(steps[row]), float(np.median(values[i:])), drift)
+    return Edge(process, None, None)
+
+
+def edges(run: Run) -> Iterator[Edge]:
+    """The edge of the central flow, the midpoints and the discrete run, as far as there are any."""
+    for process in ("central", "midpoint", "discrete"):
+        values = run.get(process, "eigenvalues")
+        if values is not None:
+            above = LOCK_WIDTH if process == "central" else OSCILLATING_WIDTH
+            yield find_edge(process, run.steps, values[:, 0], above)
+
+
+def first_oscillating_row(run: Run) -> int:
+    """The row from which the discrete run is smoothed: the first edge known, or the start.
+
+    Without oscillation there is nothing to average, and averaging would only flatten the curve.
+    """
+    return next((edge.row for edge in edges(run) if edge.row is not None), 0)
+
+
+def smoothed(run: Run, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """`values` smoothed in time from the edge of stability on, and as they are before it."""
+    first = first_oscillating_row(run)
+    return np.concatenate([values[:first], smooth(values[first:], run.smoothing)])
+
+
+def oscillating(run: Run) -> Bool[np.ndarray, "T k"]:
+    """Where the central flow's Sigma has an eigenvalue above rounding; `[T, 0]` without a flow."""
+    variances = run.get("central", "sigma_eigenvalues")
+    if variances is None:
+        return np.zeros((run.steps.size, 0), bool)
+    # A run without oscillation has nothing but rounding errors, or zeros.
+    floor = max(float(np.nanmax(variances)) * OSCILLATES_ABOVE, 1e-30)
+    return np.nan_to_num(variances) > floor

@@ -1,0 +1,294 @@
+"""How an optimizer answers to an oscillating gradient, derived from its update rule.
+
+An update rule is w+ = w + G(s, g, w), s+ = F(s, g, w). Near the edge of stability the gradient
+oscillates with period two around a slowly moving mean. This module differentiates `update` to get
+what a central flow needs: the gain of the step to the oscillation (whose inverse is the
+preconditioner P of the stability condition H <= 2 P), the gain to a constant gradient, and the
+curvature of the state's averages. No optimizer's formula is written here.
+
+Index convention: a *post-update* state s is the one the step at w is taken with; `pre` finds the
+state whose update gives it. F is affine in the state, leaf by leaf with slopes J (the decay of an
+exponential average, 1 for a counter).
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .errors import UnsupportedRule
+from .optimizers import AbstractOptimizer
+
+Vector = Float[Array, " d"]
+State = Any
+
+
+class Rule(eqx.Module):
+    """An optimizer acting on flat weights.
+
+    `unravel` maps flat weights to the parameter pytree that the optimizer was written for.
+    Outputs keep the dtypes of the inputs, whatever the optimizer promotes to.
+    """
+
+    optimizer: AbstractOptimizer
+    unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
+
+    def init(self, w: Vector) -> State:
+        """The optimizer's own state before the first step; counters are integers."""
+        return self.optimizer.init(self.unravel(w))
+
+    def update(self, g: Vector, s: State, w: Vector) -> tuple[Vector, State]:
+        """The discrete update: `(step [d], new state)` from the gradient at `w`."""
+        step, new = self.optimizer.update(self.unravel(g), s, self.unravel(w))
+        new = jax.tree.map(lambda n, o: jnp.asarray(n, jnp.asarray(o).dtype), new, s)
+        return ravel_pytree(step)[0].astype(w.dtype), new
+
+
+def relax(state: State, w: Vector) -> State:
+    """The state with counters as floating-point numbers, so that it can move continuously."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, w.dtype)), state)
+
+
+class Structure(NamedTuple):
+    """What is known of a response's operators, so that diagonal ones are handled as vectors.
+
+    `momentum` says that some state is linear in the gradient.
+    """
+
+    scalar_gain: bool
+    diagonal_gain: bool
+    decay: Literal["none", "diagonal", "general"]
+    momentum: bool
+
+
+class Response(eqx.Module):
+    """The linear response of a rule around a slowly varying state.
+
+    Build it with `derive`. Every method takes a relaxed post-update state `s` and weights `w`.
+    """
+
+    rule: Rule
+    structure: Structure = eqx.field(static=True)
+
+    def step(self, s: State, g: Vector, w: Vector) -> Vector:
+        """G: the step taken at `w` with the state `s` before this step's update."""
+        return self.rule.update(g, s, w)[0]
+
+    def advance(self, s: State, g: Vector, w: Vector) -> State:
+        """F: the state after one update with gradient `g`."""
+        return self.rule.update(g, s, w)[1]
+
+    def slopes(self, s: State, w: Vector) -> State:
+        """J, entry by entry: the derivative of each entry of F by the same entry of the state."""
+        leaves, treedef = jax.tree.flatten(s)
+
+        def slope(i: int) -> Array:
+            def advance_leaf(leaf: Array) -> Array:
+                new = treedef.unflatten([*leaves[:i], leaf, *leaves[i + 1 :]])
+                return jax.tree.leaves(self.advance(new, jnp.zeros_like(w), w))[i]
+
+            return jax.jvp(advance_leaf, (leaves[i],), (jnp.ones_like(leaves[i]),))[1]
+
+        return treedef.unflatten([slope(i) for i in range(len(leaves))])
+
+    def pre(self, s: State, g: Vector, w: Vector) -> State:
+        """The state that an update with gradient `g` turns into `s`.
+
+        Entries that F forgets (slope zero) or leaves alone stay as they are.
+        """
+        gap = jax.tree.map(jnp.subtract, s, self.advance(s, g, w))
+        return jax.tree.map(jnp.add, s, _divide(gap, self.slopes(s, w)))
+
+    def step_from(self, s: State, g: Vector, w: Vector) -> Vector:
+        """The step at `w` whose update ends in the post-update state `s`."""
+        return self.step(self.pre(s, g, w), g, w)
+
+    def linearise(self, s: State, w: Vector) -> Callable[[Vector, State, Vector], tuple]:
+        """Derivative of `(G, F)` at gradient zero, where squares have no linear response.
+
+        There the slow statistics drop out and only momentum-like state is left to oscillate.
+        """
+        zero = jnp.zeros_like(w)
+        at = (zero, self.pre(s, zero, w), w)
+        return lambda dg, ds, dw: jax.jvp(self.rule.update, at, (dg, ds, dw))[1]
+
+    def nyquist(self, s: State, w: Vector, q: Vector, delta: Vector) -> Vector:
+        """Minus the step's amplitude when gradient and weights oscillate as (-1)^t (q, delta)."""
+        tangent, zero = self.linearise(s, w), jax.tree.map(jnp.zeros_like, s)
+        driven = tangent(q, zero, delta)[1]
+        sigma = _divide(_scale(-1, driven), jax.tree.map(lambda j: 1 + j, self.slopes(s, w)))
+        return -tangent(q, sigma, delta)[0]
+
+    def gain(self, s: State, w: Vector) -> lx.AbstractLinearOperator:
+        """The inverse of the preconditioner, P^{-1} = (I - M/2)^{-1} K, a symmetric operator.
+
+        An oscillation delta of the weights makes the gradient oscillate by q = H delta. It neither
+        grows nor decays when the step cancels twice the oscillation: 2 delta = K q + M delta. The
+        eigenvalues of `gain @ H` are the effective Hessian's, critical at 2 (arXiv 2410.24206,
+        generalised to any rule with state).
+        """
+        zero, one = jnp.zeros_like(w), jnp.ones_like(w)
+        if self.structure.diagonal_gain and self.structure.decay != "general":
+            undecayed = self.structure.decay == "none"
+            decay = zero if undecayed else self.nyquist(s, w, zero, one)
+            return lx.DiagonalLinearOperator(self.nyquist(s, w, one, zero) / (1 - decay / 2))
+
+        struct = jax.ShapeDtypeStruct(w.shape, w.dtype)
+
+        def apply(q: Vector) -> Vector:
+            raw = self.nyquist(s, w, q, zero)
+            if self.structure.decay == "none":
+                return raw
+            undecayed = lx.FunctionLinearOperator(
+                lambda v: v - self.nyquist(s, w, zero, v) / 2, struct
+            )
+            tol = 10 * float(jnp.finfo(w.dtype).eps)
+            return lx.linear_solve(undecayed, raw, lx.GMRES(rtol=tol, atol=tol)).value
+
+        return lx.FunctionLinearOperator(apply, struct, lx.symmetric_tag)
+
+    def mean_gain(self, s: State, w: Vector, q: Vector) -> Vector:
+        """The step's answer to a constant gradient `q`, e.g. -lr q / (1 - beta) for momentum.
+
+        Only state entries that forget (slope other than 1) settle; counters and sums do not.
+        """
+        tangent, zero = self.linearise(s, w), jax.tree.map(jnp.zeros_like, s)
+        none = jnp.zeros_like(w)
+        driven = tangent(q, zero, none)[1]
+        sigma = _divide(driven, jax.tree.map(lambda j: 1 - j, self.slopes(s, w)))
+        return tangent(q, sigma, none)[0]
+
+    def quadratic(self, s: State, g: Vector, w: Vector, q: Vector, r: Vector) -> State:
+        """Half the second derivative of F by the gradient, in directions `q` and `r`.
+
+        With q, r the amplitudes of the oscillating gradient this is what the oscillation adds to
+        the average of F: exact for state that is quadratic in the gradient.
+        """
+
+        def along(v: Vector) -> Callable[[Vector], State]:
+            return lambda g: jax.jvp(lambda g: self.advance(s, g, w), (g,), (v,))[1]
+
+        return _scale(0.5, jax.jvp(along(q), (g,), (r,))[1])
+
+
+def apply_columns(operator: lx.AbstractLinearOperator, V: Float[Array, "d m"]) -> Array:
+    """The operator applied to every column."""
+    return jax.vmap(operator.mv, in_axes=1, out_axes=1)(V)
+
+
+class _Probe(NamedTuple):
+    """What random vectors reveal of a rule; defects are relative, `slopes` are its least and
+    greatest state slope."""
+
+    recursion_defect: Array
+    slopes: Array
+    response_size: Array
+    asymmetry: Array
+    gain_spread: Array
+    gain_defect: Array
+    decay_size: Array
+    decay_defect: Array
+    momentum_size: Array
+
+
+@eqx.filter_jit
+def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Probe:
+    response = Response(rule, Structure(False, False, "none", False))
+    zero, one, none = jnp.zeros_like(w), jnp.ones_like(w), jax.tree.map(jnp.zeros_like, s)
+    q, r = jr.normal(key, (2, *w.shape), w.dtype)
+
+    noise = jax.tree.map(lambda x: jr.normal(jr.fold_in(key, 1), x.shape, x.dtype), s)
+    change = jax.jvp(lambda s: response.advance(s, g, w), (s,), (noise,))[1]
+    J = response.slopes(s, w)
+    expected = jax.tree.map(jnp.multiply, J, noise)
+    flat_J = jnp.concatenate([jnp.ones(1, w.dtype), _flat(J, w)])
+
+    k_one, k_q, k_r = (response.nyquist(s, w, v, zero) for v in (one, q, r))
+    m_one, m_q = (response.nyquist(s, w, zero, v) for v in (one, q))
+    momentum = response.linearise(s, w)(q, none, zero)[1]
+    return _Probe(
+        recursion_defect=_distance(_flat(change, w), _flat(expected, w), _flat(noise, w)),
+        slopes=jnp.stack([jnp.min(flat_J), jnp.max(flat_J)]),
+        response_size=jnp.linalg.norm(k_q),
+        asymmetry=jnp.abs(jnp.vdot(k_q, r) - jnp.vdot(k_r, q))
+        / jnp.maximum(jnp.linalg.norm(k_q) * jnp.linalg.norm(r), jnp.finfo(w.dtype).tiny),
+        gain_spread=jnp.ptp(k_one) / jnp.maximum(jnp.max(jnp.abs(k_one)), jnp.finfo(w.dtype).tiny),
+        gain_defect=_distance(k_q, k_one * q, k_q),
+        decay_size=jnp.linalg.norm(m_q),
+        decay_defect=_distance(m_q, m_one * q, m_q),
+        momentum_size=jnp.linalg.norm(_flat(momentum, w)),
+    )
+
+
+def derive(
+    rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray, *, tol: float | None = None
+) -> Response:
+    """Probe a rule with random vectors and return its response, or refuse it with the reason.
+
+    `s` is a relaxed post-update state and `g` a gradient at `w`. `tol` is the relative defect up
+    to which an operator counts as symmetric or diagonal. Runs once, on the host.
+
+    Raises `UnsupportedRule` when the state's recursion is not diagonal and stable (its slopes J
+    must lie in [0, 1]), when the gain is not symmetric, or when the rule does not respond at all.
+    """
+    tol = tol or 1e4 * float(jnp.finfo(w.dtype).eps)
+    probe = jax.device_get(_probe(rule, s, w, g, key))
+    low, high = probe.slopes
+    if not probe.recursion_defect <= tol:
+        raise UnsupportedRule(
+            "an entry of the optimizer's state depends on other entries of the old state; only "
+            "states that evolve entry by entry (averages, momenta, sums, counters) are supported"
+        )
+    if not (low >= -tol and high <= 1 + tol):
+        raise UnsupportedRule(
+            f"the optimizer's state multiplies itself by {low:.3g} to {high:.3g} a step; "
+            "an average or a counter has a factor between 0 and 1"
+        )
+    if not probe.response_size > 0:
+        raise UnsupportedRule(
+            "the step does not respond to a small oscillation of the gradient, so there is no "
+            "stability threshold and no central flow"
+        )
+    if not probe.asymmetry <= tol:
+        raise UnsupportedRule(
+            "the response of the step to an oscillating gradient is not a symmetric operator, "
+            "which the theory of central flows assumes"
+        )
+    undecayed = probe.decay_size == 0
+    diagonal_decay = "diagonal" if probe.decay_defect <= tol else "general"
+    return Response(
+        rule,
+        Structure(
+            scalar_gain=bool(w.size > 1 and probe.gain_spread <= tol and undecayed),
+            diagonal_gain=bool(probe.gain_defect <= tol),
+            decay="none" if undecayed else diagonal_decay,
+            momentum=bool(probe.momentum_size > 0),
+        ),
+    )
+
+
+def _flat(tree: State, w: Vector) -> Float[Array, " n"]:
+    return jnp.concatenate([jnp.zeros(0, w.dtype), *map(jnp.ravel, jax.tree.leaves(tree))])
+
+
+def _distance(a: Array, b: Array, scale: Array) -> Array:
+    size = jnp.linalg.norm(scale)
+    return jnp.linalg.norm(a - b) / jnp.where(size > 0, size, 1)
+
+
+def _divide(numerator: State, diagonal: State) -> State:
+    """Entry-wise solve with a diagonal operator; entries with a zero diagonal give zero."""
+    if not jax.tree.leaves(numerator):
+        return numerator
+    operator = lx.DiagonalLinearOperator(diagonal)
+    return lx.linear_solve(operator, numerator, lx.Diagonal(well_posed=False)).value
+
+
+def _scale(factor: float, tree: State) -> State:
+    return jax.tree.map(lambda x: factor * x, tree)

@@ -1,0 +1,120 @@
+"""Run a spec: build its parts, simulate, record, report."""
+
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from .curvature import EigenTracker
+from .errors import ExitCode, NumericalStop, OptionError, UnsupportedRule
+from .progress import Progress
+from .recorder import Recorder
+from .report import summarise, write_report
+from .simulate import FlowOptions, Row, simulate
+from .spec import Spec
+from .task import Task, build_task
+
+
+def run_spec(spec: Spec, console: Console) -> ExitCode:
+    """Run `spec` into its run directory and print a summary on `console`.
+
+    Raises `InputError` before anything is written. A numerical stop or an interruption keeps the
+    rows recorded so far, reports them, and is told by the exit code.
+    """
+    rows = prepare(spec, build_task(spec))
+    steps = np.arange(0, spec.steps, spec.record.every)
+    weights_every = spec.record.weights_every
+    weights_steps = steps[steps % weights_every == 0] if weights_every else steps[:0]
+    attributes = {
+        "name": spec.name,
+        "seed": spec.seed,
+        "precision": spec.precision,
+        "device": str(jax.devices()[0].device_kind),
+        "platform": platform.platform(),
+    }
+    directory = Path(spec.output.dir)
+    with Recorder.create(
+        directory, spec.name, spec.to_yaml(), steps, weights_steps, attributes
+    ) as recorder:
+        if recorder.backup is not None:
+            console.print(f"the earlier run is kept in {recorder.backup}", soft_wrap=True)
+        code = _record(spec, rows, recorder)
+    report = write_report(recorder.run_dir)
+    console.print(summarise(recorder.run_dir), soft_wrap=True, markup=False, highlight=False)
+    console.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
+    return code
+
+
+def prepare(spec: Spec, task: Task) -> Iterator[Row]:
+    """The rows of the spec's simulation of `task`; raises `InputError` for an unsupported rule."""
+    tol = spec.eigen.tol or (1e-6 if spec.precision == "float64" else 1e-4)
+    try:
+        return simulate(
+            task,
+            spec.optimizer.build(),
+            task.initial_weights,
+            processes=spec.processes,
+            steps=spec.steps,
+            warm_start=spec.warm_start,
+            unravel=task.unravel,
+            tracker=EigenTracker(spec.eigen.track_above, spec.eigen.initial, tol),
+            flow=FlowOptions(
+                spec.flow.substeps,
+                spec.flow.critical_above,
+                spec.flow.state_rate,
+                spec.flow.max_sharpness,
+            ),
+            record_every=spec.record.every,
+            evaluate=task.evaluate,
+            seed=spec.seed,
+        )
+    except UnsupportedRule as error:
+        raise spec.error("optimizer", str(error)) from None
+    except OptionError as error:
+        raise spec.error(f"optimizer.{error.option}", error.message) from None
+
+
+def _record(spec: Spec, rows: Iterator[Row], recorder: Recorder) -> ExitCode:
+    """Write every row; returns how the simulation ended."""
+    start, row_number = time.monotonic(), 0
+    weights_row = 0
+    with Progress() as progress:
+        try:
+            for row in rows:
+                wall = time.monotonic() - start
+                recorder.write(row_number, row.series, row.comparisons, wall)
+                if spec.record.weights_every and row.step % spec.record.weights_every == 0:
+                    weights = {name: np.asarray(w) for name, w in row.weights.items()}
+                    recorder.write_weights(weights_row, weights)
+                    weights_row += 1
+                for process, reason in row.stops.items():
+                    recorder.stop(process, row_number, reason)
+                    progress.message(f"{process} stopped at step {row.step}: {reason}")
+                progress.update(row.step + 1, spec.steps, **_headline(row))
+                row_number += 1
+        except NumericalStop as stop:
+            recorder.stop(stop.process, row_number, stop.reason)
+            recorder.finish("numerical stop")
+            progress.message(str(stop))
+            return ExitCode.NUMERICAL_STOP
+        except KeyboardInterrupt:
+            recorder.finish("interrupted")
+            progress.message(f"interrupted after {row_number} recorded steps")
+            return ExitCode.INTERRUPTED
+    recorder.finish("done")
+    return ExitCode.DONE
+
+
+def _headline(row: Row) -> dict:
+    """What progress shows: of the central flow if there is one, else of the first process."""
+    name = "central" if "central" in row.series else next(iter(row.series))
+    series = row.series[name]
+    return {
+        "loss": float(series["train_loss"]),
+        "sharpness": float(series["eigenvalues"][0]),
+        "critical": int(series.get("critical_directions", 0)),
+    }

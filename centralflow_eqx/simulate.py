@@ -1,0 +1,208 @@
+"""Run an optimizer and its flows in lockstep from one initial point."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .curvature import EigenTracker, Loss
+from .errors import NumericalStop, UnsupportedRule
+from .flows import PROCESSES, STOP, AbstractProcess, Observation, Setting
+from .optimizers import AbstractOptimizer
+from .response import Rule, State, Vector, derive, relax
+from .state_rate import STATE_RATES, Backward
+
+
+class Row(NamedTuple):
+    """What one recorded step showed.
+
+    `series` by process and name, `comparisons` between processes, the weights `[d]` of each
+    process on device, and for processes that go no further the reason.
+    """
+
+    step: int
+    series: dict[str, dict[str, np.ndarray]]
+    comparisons: dict[str, float]
+    weights: dict[str, Vector]
+    stops: dict[str, str]
+
+
+class FlowOptions(NamedTuple):
+    """How flows are integrated; see `Setting`. `state_rate` is "exponential" or "backward"."""
+
+    substeps: int = 4
+    critical_above: float = 1.95
+    state_rate: str = "exponential"
+    max_sharpness: float = 100.0
+
+
+def identity(w: Vector) -> Vector:
+    """Parameters that are the flat weights themselves."""
+    return w
+
+
+def simulate(
+    loss: Loss,
+    optimizer: AbstractOptimizer,
+    w: Vector,
+    *,
+    processes: Sequence[str] = ("discrete", "midpoint", "stable", "central"),
+    steps: int,
+    warm_start: int = 0,
+    unravel: Callable[[Vector], PyTree] = identity,
+    tracker: EigenTracker | None = None,
+    flow: FlowOptions = FlowOptions(),
+    record_every: int = 1,
+    evaluate: Callable[[Vector], dict[str, Array]] | None = None,
+    seed: int = 0,
+) -> Iterator[Row]:
+    """Yield a row for every `record_every`-th optimizer step, before the step is taken.
+
+    `loss` maps flat weights `[d]` to a scalar and must be three times differentiable; pass an
+    `eqx.Module` to keep its data out of the compiled code. `unravel` gives the parameters that
+    the optimizer sees. `warm_start` discrete steps come first and are not recorded.
+
+    Raises `UnsupportedRule` for optimizers outside the theory, `NumericalStop` when a process
+    turns non-finite or loses its constraint; rows yielded before are valid.
+    """
+    tracker = tracker or EigenTracker()
+    if tracker.initial > w.size:
+        raise ValueError(f"cannot track {tracker.initial} eigenvalues of {w.size} weights")
+    rule_key, key = jr.split(jr.key(seed))
+    rule = Rule(optimizer, unravel)
+    w, s = _warm_up(loss, rule, w, warm_start)
+    setting = _settle(loss, rule, w, s, tracker, flow, rule_key)
+    members = {name: PROCESSES[name](setting) for name in processes}
+    return _lockstep(members, w, s, steps, record_every, evaluate, key)
+
+
+@eqx.filter_jit
+def _warm_up(loss: Loss, rule: Rule, w: Vector, steps: int) -> tuple[Vector, State]:
+    def step(_: int, now: tuple[Vector, State]) -> tuple[Vector, State]:
+        w, s = now
+        delta, s = rule.update(jax.grad(loss)(w), s, w)
+        return w + delta, s
+
+    return jax.lax.fori_loop(0, steps, step, (w, rule.init(w)))
+
+
+def _settle(
+    loss: Loss,
+    rule: Rule,
+    w: Vector,
+    s: State,
+    tracker: EigenTracker,
+    flow: FlowOptions,
+    key: PRNGKeyArray,
+) -> Setting:
+    """Derive the optimizer's response where the processes start."""
+    grad = eqx.filter_jit(jax.grad(loss))(w)
+    post = relax(rule.update(grad, s, w)[1], w)
+    response = derive(rule, post, w, grad, key)
+    rate = STATE_RATES[flow.state_rate]
+    if isinstance(rate, Backward) and response.structure.momentum:
+        raise UnsupportedRule(
+            "state_rate 'backward' advances weights and state from old values, which is unstable "
+            "for an optimizer with momentum; use 'exponential'"
+        )
+    return Setting(
+        loss, response, rate, tracker, flow.substeps, flow.critical_above, flow.max_sharpness
+    )
+
+
+def _capacity(wanted: int) -> int:
+    """The smallest of 2, 4, 8, ... that holds `wanted` eigenpairs."""
+    return max(2, 1 << (wanted - 1).bit_length())
+
+
+@eqx.filter_jit
+def _step(process: AbstractProcess, state: Any, observed: Array) -> tuple[Any, Observation]:
+    return process.step(state, observed)
+
+
+def _advance(process: AbstractProcess, state: Any, observed: Array) -> tuple[Any, Observation]:
+    """One step; taken again with twice the room where the tracked spectrum overflowed."""
+    new, observation = _step(process, state, observed)
+    while observation.overflow:
+        state = process.widen(state, 2 * observation.series["eigenvalues"].size)
+        new, observation = _step(process, state, observed)
+    return new, observation
+
+
+def _lockstep(
+    members: dict[str, AbstractProcess],
+    w: Vector,
+    s: State,
+    steps: int,
+    record_every: int,
+    evaluate: Callable[[Vector], dict[str, Array]] | None,
+    key: PRNGKeyArray,
+) -> Iterator[Row]:
+    running = dict(members)
+    keys = jr.split(key, len(members))
+    states = {
+        name: eqx.filter_jit(process.init)(w, s, _capacity(process.setting.tracker.initial), k)
+        for (name, process), k in zip(members.items(), keys, strict=True)
+    }
+    for step in range(steps):
+        observed = jnp.asarray(step % record_every == 0)
+        seen: dict[str, Observation] = {}
+        for name, process in running.items():
+            states[name], seen[name] = _advance(process, states[name], observed)
+        stops = {name: _judge(name, step, observation) for name, observation in seen.items()}
+        stops = {name: reason for name, reason in stops.items() if reason}
+        if observed or stops:
+            yield _row(step, seen, stops, evaluate)
+        running = {name: process for name, process in running.items() if name not in stops}
+
+
+def _judge(name: str, step: int, observation: Observation) -> str:
+    """Why the process stops after this step, or nothing; raises where its row is not valid."""
+    finite = jnp.isfinite(observation.series["train_loss"]) & jnp.all(
+        jnp.isfinite(observation.weights)
+    )
+    if not finite:
+        raise NumericalStop(name, step, "loss or weights are not finite")
+    if observation.stop == STOP.running:
+        return ""
+    reason = STOP[observation.stop]
+    if observation.stop == STOP.sharpness or observation.stop == STOP.step_size:
+        return reason
+    raise NumericalStop(name, step, reason)
+
+
+def _row(
+    step: int,
+    seen: dict[str, Observation],
+    stops: dict[str, str],
+    evaluate: Callable[[Vector], dict[str, Array]] | None,
+) -> Row:
+    series = {name: dict(observation.series) for name, observation in seen.items()}
+    weights = {name: observation.weights for name, observation in seen.items()}
+    if evaluate is not None:
+        for name in seen:
+            series[name] |= eqx.filter_jit(evaluate)(weights[name])
+    for name, observation in seen.items():
+        if observation.oscillation is not None and "discrete" in seen:
+            series[name]["empirical_variances"] = _projected_variances(
+                observation.oscillation, weights["discrete"] - weights[name]
+            )
+    comparisons = {
+        f"distance/{a}-{b}": jnp.linalg.norm(weights[a] - weights[b])
+        for a, b in itertools.combinations(seen, 2)
+    }
+    series, comparisons = jax.device_get((series, comparisons))
+    return Row(step, series, {k: float(v) for k, v in comparisons.items()}, weights, stops)
+
+
+@jax.jit
+def _projected_variances(
+    vectors: Float[Array, "d m"], displacement: Vector
+) -> Float[Array, " m"]:
+    return (vectors.T @ displacement) ** 2

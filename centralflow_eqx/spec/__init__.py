@@ -1,0 +1,6 @@
+"""The experiment's specification: a YAML file, checked against the registered components."""
+
+from .load import load_spec
+from .schema import Options, Spec, json_schema
+
+__all__ = ["Options", "Spec", "json_schema", "load_spec"]

@@ -1,0 +1,245 @@
+"""YAML that remembers where each value was written.
+
+The subset and the scalars are those of YAML 1.2's core schema, where PyYAML follows 1.1:
+`1e-3` is a number, `off`, `on`, `yes` and `no` are text, and keys are text as written.
+"""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import InputError, Location, Problem, did_you_mean, show
+
+_CORE_SCHEMA = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+)
+# Aliases are expanded; a few lines of nested aliases could otherwise fill the memory.
+_MAX_NODES = 100_000
+
+KeyPath = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either YAML 1.1 or 1.2 would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _name, _pattern, _first in _CORE_SCHEMA:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), list(_first)
+        )
+
+
+@dataclass
+class Node:
+    """A value, where it starts, and where its key stands (the value itself in a list)."""
+
+    value: Any  # a scalar, dict[str, Node] or list[Node]
+    at: Location
+    key_at: Location
+
+    def plain(self) -> Any:
+        """The value without locations."""
+        if isinstance(self.value, dict):
+            return {key: child.plain() for key, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+    def find(self, path: KeyPath) -> tuple["Node", bool]:
+        """The node at `path`, or its nearest ancestor; and whether it is the node itself."""
+        node = self
+        for part in path:
+            children: Any = node.value
+            if isinstance(children, list):
+                children = dict(enumerate(children))
+            if not isinstance(children, dict) or part not in children:
+                return node, False
+            node = children[part]
+        return node, True
+
+
+def dotted(path: KeyPath) -> str:
+    """`("processes", 1)` as `processes[1]`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            part = part if part.isprintable() and part else show(part)
+            text += f".{part}" if text else part
+    return text
+
+
+def _tag_refused(node: yaml.Node) -> str:
+    return f"tag {show(node.tag)} is not allowed, write a plain value"
+
+
+class _Builder:
+    """Turns PyYAML's nodes into ours, collecting duplicate keys and refused values."""
+
+    def __init__(self, source: str, has_lines: bool):
+        self.source = source
+        self.has_lines = has_lines
+        self.problems: list[Problem] = []
+        self._count = 0
+        self._open: set[int] = set()
+
+    def _location(self, node: yaml.Node) -> Location:
+        return Location(self.source, node.start_mark.line + 1 if self.has_lines else None)
+
+    def _report(self, node: yaml.Node, path: KeyPath, message: str) -> None:
+        self.problems.append(Problem(self._location(node), dotted(path), message))
+
+    def build(self, node: yaml.Node, path: KeyPath = (), key_at: Location | None = None) -> Node:
+        at = self._location(node)
+        self._count += 1
+        if self._count > _MAX_NODES or id(node) in self._open:
+            reason = "an alias that contains itself" if id(node) in self._open else "too large"
+            raise InputError([Problem(at, dotted(path), f"{reason}, which is not allowed")])
+        self._open.add(id(node))
+        if not isinstance(node, yaml.ScalarNode) and not node.tag.endswith((":map", ":seq")):
+            self._report(node, path, _tag_refused(node))
+        if isinstance(node, yaml.MappingNode):
+            value: Any = self._mapping(node, path)
+        elif isinstance(node, yaml.SequenceNode):
+            value = [self.build(item, (*path, i)) for i, item in enumerate(node.value)]
+        else:
+            value = self._scalar(node, path)
+        self._open.discard(id(node))
+        return Node(value, at, key_at or at)
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Node]:
+        children: dict[str, Node] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self._report(key, path, "a key must be text, not a list or a mapping")
+                continue
+            where = (*path, key.value)
+            if key.value in children:
+                first = children[key.value].key_at.line
+                also = "" if first is None else f", first on line {first}"
+                self._report(key, where, f"key given twice{also}; keep one of them")
+                continue
+            children[key.value] = self.build(value, where, self._location(key))
+        return children
+
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+        kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), node.value
+        try:
+            match kind:
+                case "null":
+                    return None
+                case "bool":
+                    return text.lower() == "true"
+                case "int":
+                    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+                case "float":
+                    return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
+                case "str":
+                    return text
+        except ValueError:
+            self._report(node, path, f"not a number that can be read: {show(text)}")
+            return None
+        self._report(node, path, _tag_refused(node))
+        return None
+
+
+def parse(text: str, source: str, has_lines: bool = True) -> tuple[Node, list[Problem]]:
+    """The document in `text`, and problems that leave it readable (such as duplicate keys).
+
+    Raises `InputError` if `text` is not YAML.
+    """
+    first = Location(source, 1 if has_lines else None)
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        builder = _Builder(source, has_lines)
+        node = Node(None, first, first) if root is None else builder.build(root)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = mark.line + 1 if mark else text.count("\n", 0, getattr(error, "position", 0)) + 1
+        said = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
+        location = Location(source, line if has_lines else None)
+        raise InputError([Problem(location, "", f"not valid YAML: {said}")]) from None
+    except RecursionError:
+        raise InputError([Problem(first, "", "nested too deeply")]) from None
+    return Node(node.value, node.at, first), builder.problems if root else []
+
+
+def read(path: Path) -> tuple[Node, list[Problem]]:
+    """The document in a file; `InputError` if it cannot be read or is not a mapping."""
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        message = f"cannot be read: {error.strerror}{did_you_mean(path.name, nearby)}"
+        raise InputError([Problem(Location(str(path)), "", message)]) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        location = Location(str(path), line)
+        raise InputError([Problem(location, "", "not UTF-8 text")]) from None
+    root, problems = parse(text.removeprefix("\ufeff"), str(path))
+    if not isinstance(root.value, dict):
+        found = "the file is empty" if root.value is None else "the file is not a mapping"
+        message = f"{found}, expected `key: value` lines such as `name: my_run`"
+        raise InputError([Problem(Location(str(path), 1), "", message)])
+    return root, problems
+
+
+def override(root: Node, settings: Sequence[str], flag: str = "--set") -> tuple[Node, list]:
+    """`root` with every `a.b=value` of `settings` applied, and what was wrong with them."""
+    root, here, problems = copy.deepcopy(root), Location(flag), []
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        keys = name.strip().split(".")
+        if not equals or not all(keys):
+            message = f"{show(setting)} is not of the form key.subkey=value"
+            problems.append(Problem(here, "", message))
+            continue
+        try:
+            node, found = parse(text, flag, has_lines=False)
+        except InputError as error:
+            problems += [Problem(here, dotted(tuple(keys)), p.message) for p in error.problems]
+            continue
+        for inner in found:
+            path = dotted(tuple(keys)) + (f".{inner.path}" if inner.path else "")
+            problems.append(Problem(here, path, inner.message))
+        problems += _place(root, keys, node, here)
+    return root, problems
+
+
+def _place(root: Node, keys: list[str], node: Node, here: Location) -> list[Problem]:
+    parent = root
+    for depth, key in enumerate(keys[:-1], start=1):
+        parent = parent.value.setdefault(key, Node({}, here, here))
+        if not isinstance(parent.value, dict):
+            upper = dotted(tuple(keys[:depth]))
+            message = f"{upper} is not a mapping; give it whole, as {upper}=VALUE"
+            return [Problem(here, dotted(tuple(keys)), message)]
+    parent.value[keys[-1]] = node
+    return []
+
+
+def dump(data: Any) -> str:
+    """YAML text that `parse` reads back to the same data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=100)

@@ -1,0 +1,181 @@
+"""The schema of a spec. Sections of components are derived from the registries."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import PrivateAttr, StringConstraints, create_model
+
+from ..errors import InputError, Problem
+from ..registry import InputFile
+from .document import Node, dotted, dump
+from .options import Options, Section, any_of
+from .wording import Allowed
+
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+
+_ONLY = "(other values are not supported by this version)"
+_Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^\w[\w.=,+-]*$", max_length=128),
+    Allowed("a plain directory name (letters, digits and ._-+=, up to 128 of them)"),
+]
+
+
+class Init(Section):
+    """Initial weights from a file, instead of the model's own."""
+
+    path: InputFile
+    """An npz file, relative to the spec file."""
+    key: str
+    """Name of the array: all weights in one vector."""
+
+
+class Eigen(Section):
+    """Which eigenvalues of the effective Hessian (critical value 2) are tracked."""
+
+    track_above: Positive = 1.5
+    """Track every eigenvalue above this."""
+    initial: Annotated[int, Ge(1)] = 1
+    """Number of eigenvalues tracked from the start."""
+    tol: Positive | None = None
+    """Relative residual of an eigenpair; null: 1e-6 in float64, 1e-4 in float32."""
+
+
+class Flow(Section):
+    """How the flows are integrated."""
+
+    substeps: Annotated[int, Ge(1)] = 4
+    """Substeps per optimizer step."""
+    critical_above: Annotated[float, Gt(0), Le(2)] = 1.95
+    """Eigenvalues above this may oscillate."""
+    state_rate: Literal["exponential", "backward"] = "exponential"
+    """How fast the optimizer's state follows."""
+    max_sharpness: Positive = 100.0
+    """The stable flow stops when the effective sharpness passes this."""
+    smoothing: Annotated[float, Ge(0)] = 15.0
+    """Width in steps of the Gaussian that smooths the discrete series in the report."""
+
+
+class Record(Section):
+    """What is written, and how often."""
+
+    every: Annotated[int, Ge(1)] = 1
+    """Steps between rows."""
+    weights_every: Count = 0
+    """Steps between stored weights; 0: never."""
+
+
+class Memory(Section):
+    """Trading time for memory."""
+
+    microbatch: Annotated[Literal[0], Allowed(f"0 {_ONLY}")] = 0
+    """Examples at a time; 0: all at once."""
+    hvp_chunk: Annotated[Literal[0], Allowed(f"0 {_ONLY}")] = 0
+    """Hessian-vector products at a time; 0: all at once."""
+    remat: Annotated[Literal[False], Allowed(f"false {_ONLY}")] = False
+    """Recompute activations in the backward pass."""
+
+
+class Output(Section):
+    """Where the run directory goes."""
+
+    dir: Annotated[str, MinLen(1)] = "runs"
+    """Folder of run directories, relative to the working directory."""
+
+
+class Checkpoint(Section):
+    """Checkpoints to resume from."""
+
+    every: Annotated[Literal[0], Allowed(f"0 {_ONLY}")] = 0
+    """Steps between checkpoints; 0: none."""
+    keep: Annotated[Literal[2], Allowed(f"2 {_ONLY}")] = 2
+    """Number of checkpoints kept."""
+
+
+class Spec(Section):
+    """An experiment: everything that determines a run. Made by `load_spec`."""
+
+    name: _Name
+    """Name of the run directory."""
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
+    """Seed of the data split and of the initial weights."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Type of weights and data."""
+    data: Options
+    model: Options
+    loss: Options
+    init: Init | None = None
+    optimizer: Options
+    processes: tuple[str, ...]
+    """What is run side by side."""
+    steps: Annotated[int, Ge(1)]
+    """Number of recorded optimizer steps."""
+    warm_start: Count = 0
+    """Discrete steps before the processes start."""
+    eigen: Eigen = Eigen()
+    flow: Flow = Flow()
+    record: Record = Record()
+    memory: Memory = Memory()
+    distributed: Annotated[Literal["off"], Allowed(f'"off" {_ONLY}')] = "off"
+    """Devices and machines that share the run."""
+    output: Output = Output()
+    checkpoint: Checkpoint = Checkpoint()
+
+    _document: Node = PrivateAttr()
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run's files go."""
+        return Path(self.output.dir) / self.name
+
+    def to_yaml(self) -> str:
+        """The resolved spec: every default filled in, every path absolute."""
+        return dump(self.model_dump(mode="json"))
+
+    def problem(self, path: str, message: str) -> Problem:
+        """`message` about the key `path` ("data.path"), with the file and line it stands on."""
+        return problem_at(self._document, tuple(path.split(".")), message)
+
+    def error(self, path: str, message: str) -> InputError:
+        """To be raised when the key `path` turns out impossible after loading."""
+        return InputError([self.problem(path, message)])
+
+
+def problem_at(document: Node, path: tuple[str | int, ...], message: str) -> Problem:
+    """`message` at the value of the key `path`, or at its nearest ancestor that was given."""
+    node, found = document.find(path)
+    return Problem(node.at if found else node.key_at, dotted(path), message)
+
+
+def spec_model() -> type[Spec]:
+    """`Spec` with the options of everything registered so far."""
+    from ..data import DATASETS
+    from ..flows import PROCESSES
+    from ..losses import LOSSES
+    from ..models import MODELS
+    from ..optimizers import OPTIMIZERS
+
+    names = PROCESSES.names()
+    words = Allowed(f"one of {', '.join(names)} {_ONLY}")
+    process: Any = Annotated[Literal[names], words]
+    return create_model(
+        "Spec",
+        __base__=Spec,
+        __doc__=Spec.__doc__,
+        data=any_of(DATASETS),
+        model=any_of(MODELS),
+        loss=any_of(LOSSES),
+        optimizer=any_of(OPTIMIZERS),
+        processes=Annotated[tuple[process, ...], MinLen(1)],
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a spec file, for editors."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **spec_model().model_json_schema(),
+        "title": "centralflow_eqx spec",
+    }
