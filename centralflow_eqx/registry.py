@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, cast
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from .errors import did_you_mean
@@ -72,7 +72,7 @@ class SpecType:
     type: Any
 
 
-def _existing_file(path: Path, info: ValidationInfo) -> Path:
+def _existing_file(path: Path, info: Any) -> Path:
     folder = (info.context or {}).get("folder", Path.cwd())
     # abspath, not resolve: a symbolic link is kept as the user wrote it.
     absolute = Path(os.path.abspath(folder / path.expanduser()))

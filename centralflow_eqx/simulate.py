@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .curvature import EigenTracker, Loss
+from .curvature import Eigenpairs, EigenTracker, Loss, local_model, unsolved
 from .errors import NumericalStop, UnsupportedRule
 from .flows import PROCESSES, STOP, AbstractProcess, Observation, Setting
 from .optimizers import AbstractOptimizer
@@ -42,6 +42,9 @@ class FlowOptions(NamedTuple):
     max_sharpness: float = 100.0
 
 
+DEFAULT_FLOW = FlowOptions()
+
+
 def identity(w: Vector) -> Vector:
     """Parameters that are the flat weights themselves."""
     return w
@@ -57,7 +60,7 @@ def simulate(
     warm_start: int = 0,
     unravel: Callable[[Vector], PyTree] = identity,
     tracker: EigenTracker | None = None,
-    flow: FlowOptions = FlowOptions(),
+    flow: FlowOptions = DEFAULT_FLOW,
     record_every: int = 1,
     evaluate: Callable[[Vector], dict[str, Array]] | None = None,
     seed: int = 0,
@@ -68,18 +71,20 @@ def simulate(
     `eqx.Module` to keep its data out of the compiled code. `unravel` gives the parameters that
     the optimizer sees. `warm_start` discrete steps come first and are not recorded.
 
-    Raises `UnsupportedRule` for optimizers outside the theory, `NumericalStop` when a process
-    turns non-finite or loses its constraint; rows yielded before are valid.
+    Raises `ValueError` if more eigenvalues are to be tracked than there are weights,
+    `UnsupportedRule` for optimizers outside the theory, `NumericalStop` when a process turns
+    non-finite or loses its constraint; rows yielded before are valid.
     """
     tracker = tracker or EigenTracker()
     if tracker.initial > w.size:
         raise ValueError(f"cannot track {tracker.initial} eigenvalues of {w.size} weights")
-    rule_key, key = jr.split(jr.key(seed))
+    rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     rule = Rule(optimizer, unravel)
     w, s = _warm_up(loss, rule, w, warm_start)
     setting = _settle(loss, rule, w, s, tracker, flow, rule_key)
+    capacity = _capacity(setting, w, s, survey_key)
     members = {name: PROCESSES[name](setting) for name in processes}
-    return _lockstep(members, w, s, steps, record_every, evaluate, key)
+    return _lockstep(members, w, s, capacity, steps, record_every, evaluate, key)
 
 
 @eqx.filter_jit
@@ -116,9 +121,25 @@ def _settle(
     )
 
 
-def _capacity(wanted: int) -> int:
-    """The smallest of 2, 4, 8, ... that holds `wanted` eigenpairs."""
-    return max(2, 1 << (wanted - 1).bit_length())
+def _capacity(setting: Setting, w: Vector, s: State, key: PRNGKeyArray) -> int:
+    """The smallest of 2, 4, 8, ... that holds the eigenpairs to be tracked from the start.
+
+    Found by solving once for each capacity, which compiles in a fraction of the time of a process.
+    """
+    tracker = setting.tracker
+    capacity = max(2, 1 << (tracker.initial - 1).bit_length())
+    while True:
+        pairs = _survey(setting, w, s, unsolved(w.size, capacity, w.dtype, key))
+        if not tracker.overflows(pairs):
+            return capacity
+        capacity *= 2
+
+
+@eqx.filter_jit
+def _survey(setting: Setting, w: Vector, s: State, pairs: Eigenpairs) -> Eigenpairs:
+    model = local_model(setting.loss, w)
+    post = relax(setting.response.rule.update(model.grad, s, w)[1], w)
+    return setting.tracker.solve(model, setting.response.gain(post, w), pairs)
 
 
 @eqx.filter_jit
@@ -139,16 +160,16 @@ def _lockstep(
     members: dict[str, AbstractProcess],
     w: Vector,
     s: State,
+    capacity: int,
     steps: int,
     record_every: int,
     evaluate: Callable[[Vector], dict[str, Array]] | None,
     key: PRNGKeyArray,
 ) -> Iterator[Row]:
     running = dict(members)
-    keys = jr.split(key, len(members))
     states = {
-        name: eqx.filter_jit(process.init)(w, s, _capacity(process.setting.tracker.initial), k)
-        for (name, process), k in zip(members.items(), keys, strict=True)
+        name: eqx.filter_jit(process.init)(w, s, capacity, k)
+        for (name, process), k in zip(members.items(), jr.split(key, len(members)), strict=True)
     }
     for step in range(steps):
         observed = jnp.asarray(step % record_every == 0)
@@ -158,7 +179,7 @@ def _lockstep(
         stops = {name: _judge(name, step, observation) for name, observation in seen.items()}
         stops = {name: reason for name, reason in stops.items() if reason}
         if observed or stops:
-            yield _row(step, seen, stops, evaluate)
+            yield _row(step, seen, stops, w, evaluate)
         running = {name: process for name, process in running.items() if name not in stops}
 
 
@@ -181,12 +202,14 @@ def _row(
     step: int,
     seen: dict[str, Observation],
     stops: dict[str, str],
+    start: Vector,
     evaluate: Callable[[Vector], dict[str, Array]] | None,
 ) -> Row:
     series = {name: dict(observation.series) for name, observation in seen.items()}
     weights = {name: observation.weights for name, observation in seen.items()}
-    if evaluate is not None:
-        for name in seen:
+    for name in seen:
+        series[name]["distance_moved"] = jnp.linalg.norm(weights[name] - start)
+        if evaluate is not None:
             series[name] |= eqx.filter_jit(evaluate)(weights[name])
     for name, observation in seen.items():
         if observation.oscillation is not None and "discrete" in seen:

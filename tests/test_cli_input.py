@@ -129,6 +129,11 @@ def test_the_good_spec_is_good(folder, capsys):
             "steps: 5\nflow: {critical_above: 1.2}",
             "13: flow.critical_above: must be >= eigen.track_above = 1.5, got 1.2",
         ),
+        (
+            "steps: 5",
+            f"steps: 5\nflow: {{critical_above: 1{'0' * 400}}}",
+            "13: flow.critical_above: must be a number > 0 and <= 2, got 1000",
+        ),
         ("steps: 5", "steps: 5\nflow:", "13: flow: must be a mapping, got null"),
         ("steps: 5", "steps: !!python/name:os.system x", "12: steps: tag "),
         ("steps: 5", "? [a]\n: 5", "12: a key must be text, not a list or a mapping"),

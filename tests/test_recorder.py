@@ -37,7 +37,7 @@ def row(t, k=2):
     return {"discrete": discrete, "central": central}
 
 
-def fill(folder, rows=len(STEPS), **options):
+def fill(folder, rows=STEPS.size, **options):
     with create(folder, **options) as recorder:
         for t in range(rows):
             recorder.write(t, row(t), {"distance/discrete-central": 0.1 * t}, 0.5 * t)

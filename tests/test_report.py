@@ -127,7 +127,7 @@ def test_smoothing_keeps_constants_and_gaps():
 
 def test_smoothing_removes_oscillation_of_period_two():
     values = 1 + (-1.0) ** np.arange(60)
-    np.testing.assert_allclose(smooth(values, 3.0)[15:-15], 1, atol=1e-6)
+    np.testing.assert_allclose(smooth(values, 3.0)[15:-15], 1, atol=1e-4)
     np.testing.assert_array_equal(smooth(values, 0.0), values)
 
 
@@ -136,11 +136,13 @@ def test_smoothing_wider_than_the_run():
     np.testing.assert_allclose(smooth(values, 1e6), values.mean(), rtol=1e-6)
 
 
-def test_nothing_is_smoothed_before_the_edge(run_dir):
+def test_smoothing_starts_at_the_edge(run_dir, facts):
     run = load_run(run_dir)
     loss = run.get("discrete", "train_loss")
-    np.testing.assert_array_equal(smoothed(run, loss)[:40], loss[:40])
-    assert np.abs(np.diff(smoothed(run, loss)[90:])).max() < np.abs(np.diff(loss[90:])).max()
+    edge = facts.edges[0].row
+    result = smoothed(run, loss)
+    assert np.isnan(result[:edge]).all()
+    np.testing.assert_allclose(result[edge:], smooth(loss[edge:], 6.0), rtol=1e-12)
 
 
 def test_ranges():
@@ -179,7 +181,7 @@ def test_edge_is_not_found(after):
 
 
 def test_edge_of_a_swinging_eigenvalue():
-    largest = rise(30, 2.2 + 0.2 * (-1.0) ** np.arange(40))
+    largest = rise(30, 2.2 + 0.1 * (-1.0) ** np.arange(40))
     steps = np.arange(70)
     assert find_edge("discrete", steps, largest, 0.5).step == 30
     assert find_edge("central", steps, largest, 0.05).step is None
@@ -239,7 +241,7 @@ def test_error_leaves_out_what_smoothing_does_to_a_slope():
     run = constant_run(train_loss=1.0, predicted_loss=1.0)
     falling = np.exp(-np.arange(60) / 10)
     for series in run.series.values():
-        series.update({name: falling for name in series})
+        series.update(dict.fromkeys(series, falling))
     (error,) = gather(run).errors
     assert error.worst < 1e-12
 
@@ -266,11 +268,38 @@ def test_trust(facts):
     trust = facts.trust
     assert trust.ranges == ((50, 51), (100, 100))
     assert trust.rows == 3
-    np.testing.assert_allclose(trust.cubic, (0.4, 50))
-    np.testing.assert_allclose(trust.sdcp_residual, (2e-11, 77))
-    np.testing.assert_allclose(trust.quartic[0], 0.02)
+    assert dataclasses.astuple(trust.cubic) == (pytest.approx(0.4), 50, "central")
+    assert dataclasses.astuple(trust.sdcp_residual) == (pytest.approx(2e-11), 77, "central")
+    assert trust.quartic.value == 0.02
     sentences = " ".join(describe(facts)["Where not to trust them"])
     assert "3 of 120 recorded rows should not be believed: steps 50 to 51, 100." in sentences
+
+
+@pytest.mark.parametrize(("grows_at", "step"), [(25, None), (50, 50), (60, "never")])
+def test_an_oscillation_that_comes_late(grows_at, step):
+    t = np.arange(60)
+    run = constant_run(train_loss=1.0)
+    run.series["central"]["sigma_eigenvalues"] = np.where(t < 20, 0, 0.01)[:, None]
+    run.series["central"]["empirical_variances"] = np.where(t < grows_at, 1e-6, 0.008)[:, None]
+    facts = gather(run)
+    said = "half of the predicted variance" in " ".join(describe(facts)["Where not to trust them"])
+    assert said == (step is not None)
+    if step is None:
+        assert facts.late is None
+    else:
+        assert (facts.late.predicted_from, facts.late.step) == (
+            20,
+            None if step == "never" else step,
+        )
+
+
+def test_a_stop_after_the_last_row(tmp_path):
+    steps = np.arange(2)
+    with Recorder.create(tmp_path, "x", SPEC, steps, steps[:0], {}) as recorder:
+        for t in range(2):
+            recorder.write(t, processes(t), {}, 0.0)
+        recorder.stop("central", 2, "broke")
+    assert "stopped at step 1: broke" in summarise(recorder.run_dir)
 
 
 def test_halts_and_costs(facts):
@@ -310,8 +339,7 @@ def test_every_fact_can_be_missing():
 
 def ink(path):
     """Share of the pixels that are not white, and the number of colours."""
-    image = matplotlib.image.imread(path)[..., :3]
-    pixels = image.reshape(-1, 3)
+    pixels = matplotlib.image.imread(path)[..., :3].reshape(-1, 3)[::11]
     return np.mean(pixels.min(axis=1) < 0.99), len(np.unique(pixels.round(2), axis=0))
 
 

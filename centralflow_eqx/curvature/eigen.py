@@ -127,7 +127,7 @@ class EigenTracker(eqx.Module):
     tol: float = 1e-6
     max_iterations: int = 240
     restart_every: int = 60
-    exploration: float = 1e-2
+    exploration: float = 1e-3
 
     def solve(
         self,
@@ -137,10 +137,13 @@ class EigenTracker(eqx.Module):
         *,
         explore: bool | Bool[Array, ""] = False,
         exact_above: float = float("inf"),
+        oscillating: bool = False,
     ) -> Eigenpairs:
         """Eigenpairs at the point of `model`, warm-started from `pairs`.
 
-        Eigenvectors of eigenvalues above `exact_above` are converged to `tol`. Problems with hardly more dimensions than a search space (three times the capacity) are
+        Eigenvectors of eigenvalues above `exact_above` are converged to `tol`. The start is an
+        extrapolation of the last two solves or, where the point oscillates with period two, the
+        solve before the last. Problems with hardly more dimensions than a search space (three times the capacity) are
         solved densely.
         """
         d, m = pairs.Y.shape
@@ -148,7 +151,7 @@ class EigenTracker(eqx.Module):
         if d <= 3 * m:
             solved, products = _dense(model, gain, m), jnp.asarray(d, jnp.int32)
         else:
-            start = self._start(gain, pairs, draw, explore)
+            start = self._start(gain, pairs, draw, explore, oscillating)
             solved, products = self._iterate(model, gain, start, exact_above, again)
         ritz, theta, residuals = solved.ritz, solved.theta, solved.residuals
         return Eigenpairs(
@@ -186,13 +189,17 @@ class EigenTracker(eqx.Module):
         pairs: Eigenpairs,
         key: PRNGKeyArray,
         explore: bool | Bool[Array, ""],
+        oscillating: bool,
     ) -> Float[Array, "d m"]:
-        """Extrapolated eigenvectors; random columns where `fresh`, random noise to explore."""
+        """Forecast eigenvectors; random columns where `fresh`, random noise to explore."""
         noise = _random_columns(gain, pairs.Y, key)
-        # The earlier basis is first rotated onto the present one (Procrustes), because bases of
-        # close eigenvalues turn arbitrarily between solves.
-        left, _, right = jnp.linalg.svd(pairs.previous.T @ pairs.U, full_matrices=False)
-        start = 2 * pairs.Y - pairs.previous @ (left @ right)
+        if oscillating:
+            start = pairs.previous
+        else:
+            # The earlier basis is first rotated onto the present one (Procrustes), because bases
+            # of close eigenvalues turn arbitrarily between solves.
+            left, _, right = jnp.linalg.svd(pairs.previous.T @ pairs.U, full_matrices=False)
+            start = 2 * pairs.Y - pairs.previous @ (left @ right)
         last = jnp.arange(pairs.theta.size) == pairs.theta.size - 1
         start = start + jnp.where(explore & last, self.exploration, 0) * noise
         return jnp.where(pairs.fresh, noise, start)
@@ -243,7 +250,7 @@ def _random_columns(
     gain: lx.AbstractLinearOperator, like: Float[Array, "d m"], key: PRNGKeyArray
 ) -> Float[Array, "d m"]:
     """Random columns of unit length in the range of K: where K vanishes, nothing moves."""
-    return _unit_columns(gain, apply_columns(gain, jr.normal(key, like.shape, like.dtype)))
+    return _unit_columns(gain, apply_columns(gain, jr.uniform(key, like.shape, like.dtype, -1, 1)))
 
 
 def _unit_columns(gain: lx.AbstractLinearOperator, V: Float[Array, "d m"]) -> Float[Array, "d m"]:

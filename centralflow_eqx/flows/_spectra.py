@@ -41,7 +41,12 @@ def widen_spectra(spectra: Spectra, capacity: int) -> Spectra:
 
 
 def track_raw(
-    setting: Setting, model: LocalModel, spectra: Spectra, observed: bool | Bool[Array, ""]
+    setting: Setting,
+    model: LocalModel,
+    spectra: Spectra,
+    observed: bool | Bool[Array, ""],
+    *,
+    oscillating: bool = False,
 ) -> Spectra:
     """Track as many eigenvalues of the Hessian as are tracked of the effective Hessian."""
     if spectra.raw is None:
@@ -56,7 +61,9 @@ def track_raw(
 
     raw = jax.lax.cond(
         observed,
-        lambda pairs: tracker.solve(model, identity, pairs, explore=True),
+        lambda pairs: tracker.solve(
+            model, identity, pairs, explore=True, oscillating=oscillating
+        ),
         skip,
         spectra.raw,
     )
@@ -69,12 +76,18 @@ def track_for_record(
     gain: lx.AbstractLinearOperator,
     spectra: Spectra,
     observed: Bool[Array, ""],
+    *,
+    oscillating: bool = False,
 ) -> Spectra:
     """Both spectra, for a process that does not need them to move."""
 
     def solve(spectra: Spectra) -> Spectra:
-        effective = setting.tracker.solve(model, gain, spectra.effective, explore=True)
-        return track_raw(setting, model, Spectra(effective, spectra.raw), True)
+        effective = setting.tracker.solve(
+            model, gain, spectra.effective, explore=True, oscillating=oscillating
+        )
+        return track_raw(
+            setting, model, Spectra(effective, spectra.raw), True, oscillating=oscillating
+        )
 
     return jax.lax.cond(observed, solve, lambda spectra: spectra, spectra)
 

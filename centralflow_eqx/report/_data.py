@@ -52,6 +52,11 @@ class Run:
         """The distance between two processes, in whichever order it was stored."""
         return self.distances.get((a, b), self.distances.get((b, a)))
 
+    def recorded(self) -> Bool[np.ndarray, " T"]:
+        """Rows that some process has written."""
+        written = [np.isfinite(s["train_loss"]) for s in self.series.values() if "train_loss" in s]
+        return np.any(written, axis=0) if written else np.zeros(self.steps.size, bool)
+
     def untrusted(self) -> Bool[np.ndarray, " T"]:
         """Where any process says that its prediction should not be believed."""
         flags = [s["untrusted"] == 1 for s in self.series.values() if "untrusted" in s]
@@ -99,13 +104,18 @@ def load_run(run_dir: Path) -> Run:
     with file:
         if "step" not in file:
             raise _refused(run_dir / "data.h5", "has no dataset `step`; is it a run's data?")
+        steps = dataset(file, "step")[:]
         groups = {k: g for k, g in file.items() if isinstance(g, h5py.Group) and k != "distance"}
         return Run(
-            steps=dataset(file, "step")[:],
+            steps=steps,
             series={name: _read_series(group) for name, group in groups.items()},
             distances=_read_distances(file),
             stops={
-                name: Stop(int(cast(int, group.attrs["stop_row"])), str(group.attrs["stop_reason"]))
+                # A process may stop after the last row.
+                name: Stop(
+                    min(int(cast(int, group.attrs["stop_row"])), steps.size - 1),
+                    str(group.attrs["stop_reason"]),
+                )
                 for name, group in groups.items()
                 if "stop_reason" in group.attrs
             },
@@ -165,11 +175,9 @@ def _distance_moved(group: h5py.Group) -> Float[np.ndarray, " T"]:
 
 
 def _read_distances(file: h5py.File) -> dict[tuple[str, str], Float[np.ndarray, " T"]]:
-    found = {}
-    for name in cast(h5py.Group, file["distance"]).keys() if "distance" in file else ():
-        a, _, b = name.partition("-")
-        found[a, b] = dataset(file, f"distance/{name}")[:]
-    return found
+    names = list(cast(h5py.Group, file["distance"]).keys()) if "distance" in file else []
+    pairs = {name: name.partition("-") for name in names}
+    return {(a, b): dataset(file, f"distance/{name}")[:] for name, (a, _, b) in pairs.items()}
 
 
 def _wall_seconds(path: Path) -> float:

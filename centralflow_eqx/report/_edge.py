@@ -73,9 +73,10 @@ def first_oscillating_row(run: Run) -> int:
 
 
 def smoothed(run: Run, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """`values` smoothed in time from the edge of stability on, and as they are before it."""
-    first = first_oscillating_row(run)
-    return np.concatenate([values[:first], smooth(values[first:], run.smoothing)])
+    """`values` smoothed in time from the edge of stability on, NaN before it."""
+    after = values.copy()
+    after[: first_oscillating_row(run)] = np.nan
+    return smooth(after, run.smoothing)
 
 
 def oscillating(run: Run) -> Bool[np.ndarray, "T k"]:

@@ -36,7 +36,6 @@ RC: dict[Any, Any] = {
     "axes.edgecolor": "#666666",
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.xmargin": 0.01,
     "grid.color": "#E6E6E6",
     "grid.linewidth": 0.7,
     "xtick.color": "#444444",

@@ -116,9 +116,8 @@ def draw_variances(ax: Axes, run: Run) -> bool:
             values = smoothed(run, np.where(alive[:, i], measured[:, i], np.nan))
             label = f"direction {i + 1}, measured"
             ax.plot(run.steps, style.positive(values), color=colour, lw=1.4, label=label)
-    low, high = ax.get_ylim()
-    ax.set_ylim(max(low, float(np.nanmax(predicted)) * 10.0**-_DECADES), high)
     style.logarithmic(ax, "variance of the oscillation")
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], float(np.nanmax(predicted)) * 10.0**-_DECADES))
     return True
 
 
@@ -213,6 +212,9 @@ def write_figures(run: Run, folder: Path) -> dict[str, Path]:
 def _finish(figure: Figure, ax: Axes, run: Run) -> None:
     """What all figures share: the axis of steps, shaded rows, and a legend above the data."""
     ax.set_xlabel("optimizer step")
+    known = run.steps[run.recorded()]
+    margin = 0.01 * (known[-1] - known[0]) + 0.5
+    ax.set_xlim(known[0] - margin, known[-1] + margin)
     handles, labels = ax.get_legend_handles_labels()
     doubted = ranges(run.untrusted())
     half = float(np.median(np.diff(run.steps))) / 2 if run.steps.size > 1 else 0.5

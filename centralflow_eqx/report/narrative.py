@@ -38,6 +38,17 @@ class Error:
 
 
 @dataclass(frozen=True)
+class Late:
+    """The discrete run oscillates long after the central flow, from `step` on or (None) never.
+
+    An iteration that passes its edge smoothly needs time for rounding-sized oscillations to grow.
+    """
+
+    predicted_from: int
+    step: int | None
+
+
+@dataclass(frozen=True)
 class Closeness:
     """How close the central flow stayed to `reference` (the midpoints or the discrete run).
 
@@ -53,15 +64,24 @@ class Closeness:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """The largest value of a series, and where it was."""
+
+    value: float
+    step: int
+    process: str
+
+
+@dataclass(frozen=True)
 class Trust:
     """Where the predictions should not be believed: ranges of steps, and the worst indicators."""
 
     ranges: tuple[tuple[int, int], ...]
     rows: int
-    cubic: tuple[float, int] | None
-    quartic: tuple[float, int] | None
-    sdcp_residual: tuple[float, int] | None
-    eigen_residual: tuple[float, int] | None
+    cubic: Peak | None
+    quartic: Peak | None
+    sdcp_residual: Peak | None
+    eigen_residual: Peak | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,7 @@ class Facts:
     most_oscillating: int
     last_oscillating: int
     errors: tuple[Error, ...]
+    late: Late | None
     closeness: Closeness | None
     trust: Trust
     halts: tuple[Halt, ...]
@@ -107,12 +128,11 @@ class Facts:
 
 def gather(run: Run) -> Facts:
     """All facts about a run; what its data does not say is left out or NaN."""
-    written = np.zeros(run.steps.size, bool)
+    written = run.recorded()
     losses = {}
     for process in run.series:
         values = run.get(process, "train_loss")
         if values is not None:
-            written |= np.isfinite(values)
             known = values[np.isfinite(values)]
             losses[process] = (float(known[0]), float(known[-1]))
     recorded = run.steps[written] if written.any() else run.steps[:1]
@@ -129,6 +149,7 @@ def gather(run: Run) -> Facts:
         most_oscillating=int(counts.max(initial=0)),
         last_oscillating=int(counts[-1]) if counts.size else 0,
         errors=tuple(_errors(run)),
+        late=_late(run),
         closeness=_closeness(run),
         trust=_trust(run),
         halts=tuple(
@@ -169,6 +190,21 @@ def _errors(run: Run) -> Iterator[Error]:
             )
 
 
+def _late(run: Run) -> Late | None:
+    """Whether the measured variance takes more than `EDGE_ROWS` rows to reach half of Sigma's."""
+    predicted = run.get("central", "sigma_eigenvalues")
+    measured = run.get("central", "empirical_variances")
+    started = np.flatnonzero(oscillating(run).any(axis=1))
+    if predicted is None or measured is None or started.size <= EDGE_ROWS:
+        return None
+    ratio = np.nansum(measured, axis=1)[started] / np.nansum(predicted, axis=1)[started]
+    reached = np.flatnonzero(ratio >= 0.5)
+    if reached.size and reached[0] <= EDGE_ROWS:
+        return None
+    step = int(run.steps[started[reached[0]]]) if reached.size else None
+    return Late(int(run.steps[started[0]]), step)
+
+
 def _closeness(run: Run) -> Closeness | None:
     for reference in ("midpoint", "discrete"):
         distance = run.distance("central", reference)
@@ -194,28 +230,26 @@ def _closeness(run: Run) -> Closeness | None:
     )
 
 
-def _largest(run: Run, name: str, processes: tuple[str, ...]) -> tuple[float, int] | None:
-    """The largest value of a series over `processes`, and its step."""
-    found = [values for p in processes if (values := run.get(p, name)) is not None]
+def _peak(run: Run, name: str) -> Peak | None:
+    """The largest value of a series over all processes, rows and directions."""
+    found = {p: values for p in run.series if (values := run.get(p, name)) is not None}
     if not found:
         return None
-    by_row = np.max(
-        [np.nan_to_num(v.reshape(len(v), -1), nan=-1).max(axis=1) for v in found], axis=0
-    )
-    row = int(np.argmax(by_row))
-    return float(by_row[row]), int(run.steps[row])
+    process = max(found, key=lambda p: float(np.nanmax(found[p])))
+    values = found[process]
+    row = np.unravel_index(np.nanargmax(values), values.shape)[0]
+    return Peak(float(np.nanmax(values)), int(run.steps[row]), process)
 
 
 def _trust(run: Run) -> Trust:
     doubted = run.untrusted()
-    everyone = tuple(run.series)
     return Trust(
         tuple((int(run.steps[a]), int(run.steps[b])) for a, b in ranges(doubted)),
         int(doubted.sum()),
-        _largest(run, "trust_cubic", everyone),
-        _largest(run, "trust_quartic", everyone),
-        _largest(run, "sdcp_residual", everyone),
-        _largest(run, "eigen_residuals", everyone),
+        _peak(run, "trust_cubic"),
+        _peak(run, "trust_quartic"),
+        _peak(run, "sdcp_residual"),
+        _peak(run, "eigen_residuals"),
     )
 
 
@@ -326,6 +360,8 @@ def _doubts(facts: Facts) -> Iterator[str]:
         )
     else:
         yield "No row was flagged."
+    if facts.late is not None:
+        yield _about_late(facts.late)
     indicators = (
         ("cubic indicator", trust.cubic, f" (doubtful above {_TRUST_LIMIT})"),
         ("quartic indicator", trust.quartic, f" (doubtful above {_TRUST_LIMIT})"),
@@ -334,13 +370,26 @@ def _doubts(facts: Facts) -> Iterator[str]:
     )
     for name, worst, remark in indicators:
         if worst is not None:
-            yield f"Largest {name}: {worst[0]:.2g}, at step {worst[1]}{remark}."
+            yield (
+                f"Largest {name}: {worst.value:.2g}, at step {worst.step} of the "
+                f"{_called(worst.process)}{remark}."
+            )
+
+
+def _about_late(late: Late) -> str:
+    start = f"The oscillation is predicted from step {late.predicted_from} on, but the discrete run"
+    if late.step is None:
+        return f"{start} never has half of the predicted variance: its time averages are others."
+    return (
+        f"{start} first has half of the predicted variance at step {late.step}: until then its "
+        f"time averages cannot be the predicted ones."
+    )
 
 
 def _cost(facts: Facts) -> Iterator[str]:
     for cost in facts.costs:
         counts = [
-            f"{value:.3g} {unit}"
+            f"{unit} {value:.3g}"
             for value, unit in (
                 (cost.hvps, "Hessian-vector products"),
                 (cost.third_derivatives, "third derivatives"),

@@ -70,7 +70,8 @@ def _number(document: Node, path: KeyPath, section: Any) -> tuple[float | None, 
     node, found = document.find(path)
     value = node.value if found else section.model_fields[path[-1]].default
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (value if is_number else None), found
+    in_range = is_number and abs(value) < 1e300  # a long integer is no float
+    return (float(value) if in_range else None), found
 
 
 def _resolve(spec: Spec, document: Node) -> Spec:
