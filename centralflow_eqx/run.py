@@ -1,5 +1,6 @@
 """Run a spec: build its parts, simulate, record, report."""
 
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -51,7 +52,6 @@ def run_spec(spec: Spec, console: Console) -> ExitCode:
 
 def prepare(spec: Spec, task: Task) -> Iterator[Row]:
     """The rows of the spec's simulation of `task`; raises `InputError` for an unsupported rule."""
-    tol = spec.eigen.tol or (1e-6 if spec.precision == "float64" else 1e-4)
     try:
         return simulate(
             task,
@@ -61,7 +61,7 @@ def prepare(spec: Spec, task: Task) -> Iterator[Row]:
             steps=spec.steps,
             warm_start=spec.warm_start,
             unravel=task.unravel,
-            tracker=EigenTracker(spec.eigen.track_above, spec.eigen.initial, tol),
+            tracker=EigenTracker(spec.eigen.track_above, spec.eigen.initial, spec.eigen.tol),
             flow=FlowOptions(
                 spec.flow.substeps,
                 spec.flow.critical_above,
@@ -80,33 +80,37 @@ def prepare(spec: Spec, task: Task) -> Iterator[Row]:
 
 def _record(spec: Spec, rows: Iterator[Row], recorder: Recorder) -> ExitCode:
     """Write every row; returns how the simulation ended."""
-    start, row_number = time.monotonic(), 0
-    weights_row = 0
+    start, number = time.monotonic(), 0
     with Progress() as progress:
         try:
             for row in rows:
-                wall = time.monotonic() - start
-                recorder.write(row_number, row.series, row.comparisons, wall)
-                if spec.record.weights_every and row.step % spec.record.weights_every == 0:
-                    weights = {name: np.asarray(w) for name, w in row.weights.items()}
-                    recorder.write_weights(weights_row, weights)
-                    weights_row += 1
+                number = row.step // spec.record.every
+                if row.step % spec.record.every == 0:
+                    _write(spec, row, recorder, time.monotonic() - start)
                 for process, reason in row.stops.items():
-                    recorder.stop(process, row_number, reason)
+                    recorder.stop(process, number, reason)
                     progress.message(f"{process} stopped at step {row.step}: {reason}")
                 progress.update(row.step + 1, spec.steps, **_headline(row))
-                row_number += 1
         except NumericalStop as stop:
-            recorder.stop(stop.process, row_number, stop.reason)
+            recorder.stop(stop.process, stop.step // spec.record.every, stop.reason)
             recorder.finish("numerical stop")
             progress.message(str(stop))
             return ExitCode.NUMERICAL_STOP
         except KeyboardInterrupt:
             recorder.finish("interrupted")
-            progress.message(f"interrupted after {row_number} recorded steps")
+            progress.message(f"interrupted; the first {number + 1} rows are kept")
             return ExitCode.INTERRUPTED
     recorder.finish("done")
     return ExitCode.DONE
+
+
+def _write(spec: Spec, row: Row, recorder: Recorder, wall_seconds: float) -> None:
+    recorder.write(row.step // spec.record.every, row.series, row.comparisons, wall_seconds)
+    every = spec.record.weights_every
+    if every and row.step % every == 0:
+        stored = math.lcm(every, spec.record.every)
+        weights = {name: np.asarray(w) for name, w in row.weights.items()}
+        recorder.write_weights(row.step // stored, weights)
 
 
 def _headline(row: Row) -> dict:

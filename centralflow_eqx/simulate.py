@@ -67,6 +67,8 @@ def simulate(
 ) -> Iterator[Row]:
     """Yield a row for every `record_every`-th optimizer step, before the step is taken.
 
+    A process that stops in between adds a row for the step at which it stopped.
+
     `loss` maps flat weights `[d]` to a scalar and must be three times differentiable; pass an
     `eqx.Module` to keep its data out of the compiled code. `unravel` gives the parameters that
     the optimizer sees. `warm_start` discrete steps come first and are not recorded.
@@ -97,6 +99,11 @@ def _warm_up(loss: Loss, rule: Rule, w: Vector, steps: int) -> tuple[Vector, Sta
     return jax.lax.fori_loop(0, steps, step, (w, rule.init(w)))
 
 
+@eqx.filter_jit
+def _gradient(loss: Loss, w: Vector) -> Vector:
+    return jax.grad(loss)(w)
+
+
 def _settle(
     loss: Loss,
     rule: Rule,
@@ -107,7 +114,7 @@ def _settle(
     key: PRNGKeyArray,
 ) -> Setting:
     """Derive the optimizer's response where the processes start."""
-    grad = eqx.filter_jit(jax.grad(loss))(w)
+    grad = _gradient(loss, w)
     post = relax(rule.update(grad, s, w)[1], w)
     response = derive(rule, post, w, grad, key)
     rate = STATE_RATES[flow.state_rate]

@@ -40,7 +40,8 @@ class Eigen(Section):
     initial: Annotated[int, Ge(1)] = 1
     """Number of eigenvalues tracked from the start."""
     tol: Positive | None = None
-    """Relative residual of an eigenpair; null: 1e-6 in float64, 1e-4 in float32."""
+    """Relative residual of critical eigenpairs; null: 1e-6 in float64, 1e-4 in float32. Of others
+    only eigenvalues are used: its square root."""
 
 
 class Flow(Section):
@@ -55,7 +56,7 @@ class Flow(Section):
     max_sharpness: Positive = 100.0
     """The stable flow stops when the effective sharpness passes this."""
     smoothing: Annotated[float, Ge(0)] = 15.0
-    """Width in steps of the Gaussian that smooths the discrete series in the report."""
+    """Standard deviation, in recorded rows, of the Gaussian that smooths the discrete series."""
 
 
 class Record(Section):
