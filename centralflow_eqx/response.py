@@ -37,7 +37,7 @@ class Rule(eqx.Module):
     """
 
     optimizer: AbstractOptimizer
-    unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
+    unravel: Callable[[Vector], PyTree]
 
     def init(self, w: Vector) -> State:
         """The optimizer's own state before the first step; counters are integers."""

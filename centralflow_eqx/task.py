@@ -17,6 +17,24 @@ from .losses import AbstractLoss
 from .spec import Spec
 
 
+class Layout(eqx.Module):
+    """Where a network's parameters stand in flat weights: `layout(w)` is the pytree of them."""
+
+    structure: Any = eqx.field(static=True)
+    shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+
+    @property
+    def size(self) -> int:
+        """Length of the flat weights."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def __call__(self, weights: Float[Array, " d"]) -> PyTree[Float[Array, "..."]]:
+        ends = list(itertools.accumulate(math.prod(shape) for shape in self.shapes))
+        parts = jnp.split(weights, ends[:-1])
+        leaves = [p.reshape(shape) for p, shape in zip(parts, self.shapes, strict=True)]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
 class Task(eqx.Module):
     """The training loss L(w) of flat weights w, and how well w predicts.
 
@@ -30,9 +48,8 @@ class Task(eqx.Module):
     test_inputs: Float[Array, "m f"] | None
     test_labels: Int[Array, " m"] | None
     initial_weights: Float[Array, " d"]
+    unravel: Layout
     _static: PyTree  # the network without its weights
-    _structure: Any = eqx.field(static=True)
-    _shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -44,8 +61,8 @@ class Task(eqx.Module):
     ):
         """`network` maps one example [f] to outputs [o]; `initial_weights` replace its own."""
         params, self._static = eqx.partition(network, eqx.is_inexact_array)
-        leaves, self._structure = jax.tree.flatten(params)
-        self._shapes = tuple(leaf.shape for leaf in leaves)
+        leaves, structure = jax.tree.flatten(params)
+        self.unravel = Layout(structure, tuple(leaf.shape for leaf in leaves))
         if initial_weights is None:
             initial_weights = jnp.concatenate([leaf.ravel() for leaf in leaves])
         self.initial_weights = jnp.asarray(initial_weights, dtype)
@@ -59,14 +76,7 @@ class Task(eqx.Module):
     @property
     def num_parameters(self) -> int:
         """d, the length of the flat weights."""
-        return sum(math.prod(shape) for shape in self._shapes)
-
-    def unravel(self, weights: Float[Array, " d"]) -> PyTree[Float[Array, "..."]]:
-        """The weights as the network's pytree of parameters."""
-        ends = list(itertools.accumulate(math.prod(shape) for shape in self._shapes))
-        parts = jnp.split(weights, ends[:-1])
-        leaves = [p.reshape(shape) for p, shape in zip(parts, self._shapes, strict=True)]
-        return jax.tree.unflatten(self._structure, leaves)
+        return self.unravel.size
 
     def predict(
         self, weights: Float[Array, " d"], inputs: Float[Array, "n f"]

@@ -35,8 +35,13 @@ class Perceptron(eqx.Module):
 
     def __call__(self, x: Float[Array, " in_features"]) -> Float[Array, " out_features"]:
         for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
+            x = self.activation(_affine(layer, x))
+        return _affine(self.layers[-1], x)
+
+
+def _affine(layer: eqx.nn.Linear, x: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
+    # x W^T rather than W x: mapped over examples it is one product that keeps them as rows.
+    return x @ layer.weight.T + layer.bias
 
 
 @MODELS.register("mlp")

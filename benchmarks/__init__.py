@@ -1,0 +1,1 @@
+"""What the flows cost, measured on this machine beside the alternatives."""

@@ -1,0 +1,58 @@
+"""How fast the central flow converges as its substeps shrink."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import brentq
+
+from centralflow_eqx.flows import PROCESSES
+
+from .cost import process_step
+from .measure import difference
+from .problem import TRACKED, Problem
+
+
+def trajectory(problem: Problem, substeps: int, steps: int) -> list[np.ndarray]:
+    """The weights of the central flow after every step."""
+    process = PROCESSES["central"](problem.setting(substeps=substeps))
+    state = process.init(problem.w, problem.s, TRACKED, jax.random.key(0))
+    path = []
+    for _ in range(steps):
+        state, _ = process_step(process, state, jnp.asarray(False))
+        path.append(np.asarray(state.w))
+    return path
+
+
+def measure_convergence(
+    problem: Problem, *, substeps: Sequence[int], reference: int, steps: int
+) -> dict[str, Any]:
+    """Errors of coarse substeps against `reference`, relative to the distance moved."""
+    exact = trajectory(problem, reference, steps)
+    start = np.asarray(problem.w)
+    errors = [difference(trajectory(problem, n, steps), exact, start) for n in substeps]
+    orders: list[float | None] = [None]
+    for i in range(1, len(substeps)):
+        orders.append(order(*substeps[i - 1 : i + 1], reference, errors[i - 1] / errors[i]))
+    rows = [
+        {"substeps": n, "error": error, "order": p}
+        for n, error, p in zip(substeps, errors, orders, strict=True)
+    ]
+    return {"steps": steps, "reference": reference, "rows": rows}
+
+
+def order(coarse: int, fine: int, reference: int, ratio: float) -> float | None:
+    """The order p of a method whose errors against a reference have this ratio.
+
+    With errors proportional to n^-p, the reference's own included:
+    (coarse^-p - reference^-p) / (fine^-p - reference^-p) = ratio. None if no p in [0.1, 4] fits.
+    """
+
+    def mismatch(p: float) -> float:
+        a, b, c = (n**-p for n in (coarse, fine, reference))
+        return (a - c) / (b - c) - ratio
+
+    low, high = 0.1, 4.0
+    return brentq(mismatch, low, high) if mismatch(low) * mismatch(high) < 0 else None
