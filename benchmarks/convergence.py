@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from centralflow_eqx.flows import PROCESSES
 
 from .cost import process_step
-from .measure import difference
+from .measure import differences
 from .problem import TRACKED, Problem
 
 
@@ -29,17 +29,21 @@ def trajectory(problem: Problem, substeps: int, steps: int) -> list[np.ndarray]:
 def measure_convergence(
     problem: Problem, *, substeps: Sequence[int], reference: int, steps: int
 ) -> dict[str, Any]:
-    """Errors of coarse substeps against `reference`, relative to the distance moved."""
+    """Errors of coarse substeps against `reference`, relative to the distance moved.
+
+    `error` is the largest of all steps, to which `order` belongs; `last_error` that of the last.
+    """
     exact = trajectory(problem, reference, steps)
     start = np.asarray(problem.w)
-    errors = [difference(trajectory(problem, n, steps), exact, start) for n in substeps]
-    orders: list[float | None] = [None]
-    for i in range(1, len(substeps)):
-        orders.append(order(*substeps[i - 1 : i + 1], reference, errors[i - 1] / errors[i]))
-    rows = [
-        {"substeps": n, "error": error, "order": p}
-        for n, error, p in zip(substeps, errors, orders, strict=True)
-    ]
+    rows: list[dict[str, Any]] = []
+    for n in substeps:
+        apart = differences(trajectory(problem, n, steps), exact, start)
+        row = {"substeps": n, "error": float(apart.max()), "last_error": float(apart[-1])}
+        coarser = rows[-1] if rows else None
+        row["order"] = coarser and order(
+            coarser["substeps"], n, reference, coarser["error"] / row["error"]
+        )
+        rows.append(row)
     return {"steps": steps, "reference": reference, "rows": rows}
 
 

@@ -12,7 +12,7 @@ from centralflow_eqx.curvature import local_model, third_derivatives
 from centralflow_eqx.flows import PROCESSES, AbstractProcess, Setting
 
 from .baseline import Baseline, Cost, lobpcg_tolerance
-from .measure import Contender, difference, kernel_milliseconds, race
+from .measure import Contender, differences, kernel_milliseconds, race
 from .problem import CRITICAL_ABOVE, RESIDUAL, SUBSTEPS, TRACKED, Problem, plain_step
 
 PLAIN = "optimizer alone"
@@ -36,14 +36,17 @@ def plain(problem: Problem) -> Contender:
         state = jax.block_until_ready(jitted(*state))
         return state, state[0], Cost(gradients=1)
 
-    return Contender(PLAIN, (problem.w, problem.s), step)
+    return Contender(PLAIN, lambda: (problem.w, problem.s), step)
 
 
 def package(problem: Problem, process: str, setting: Setting, name: str) -> Contender:
     """A process of the package, recording every step; aside: a step that is not recorded."""
     member = PROCESSES[process](setting)
-    state = eqx.filter_jit(member.init)(problem.w, problem.s, TRACKED, jax.random.key(0))
     yes, no = jnp.asarray(True), jnp.asarray(False)
+
+    def start() -> Any:
+        init = eqx.filter_jit(member.init)
+        return init(problem.w, problem.s, TRACKED, jax.random.key(0))
 
     def step(state: Any) -> Any:
         state, seen = jax.block_until_ready(process_step(member, state, yes))
@@ -51,9 +54,10 @@ def package(problem: Problem, process: str, setting: Setting, name: str) -> Cont
         # What a process observes are the weights before the step; what it moved to is its state.
         return state, state.w, cost
 
-    return Contender(
-        name, state, step, lambda state: jax.block_until_ready(process_step(member, state, no))
-    )
+    def unrecorded(state: Any) -> Any:
+        return jax.block_until_ready(process_step(member, state, no))
+
+    return Contender(name, start, step, unrecorded)
 
 
 def off_the_shelf(problem: Problem, name: str, tol: float, critical_only: bool) -> Contender:
@@ -72,7 +76,7 @@ def off_the_shelf(problem: Problem, name: str, tol: float, critical_only: bool) 
         state, cost = baseline.step(state)
         return state, state[0], cost
 
-    return Contender(name, baseline.init(problem.w, jax.random.key(1)), step)
+    return Contender(name, lambda: baseline.init(problem.w, jax.random.key(1)), step)
 
 
 def contenders(problem: Problem, quick: bool) -> list[Contender]:
@@ -128,8 +132,9 @@ def _row(
         "warm_up_compilations": contender.warm_up_compilations,
         "compilations": contender.compilations,
     }
-    if contender.name.startswith((TEXTBOOK, "central")):
-        row["difference_from_central"] = difference(contender.path, central.path, start)
+    if contender.name.startswith((TEXTBOOK, "central,")):
+        apart = differences(contender.path, central.path, start)
+        row["difference_from_central"] = float(apart.max())
     return row
 
 

@@ -35,15 +35,16 @@ class Compilations:
 class Contender:
     """Something that steps, and what its steps took.
 
-    `step` maps a state to the next one, its weights and its cost, and blocks until they are there.
-    `aside`, if given, is timed at every step from the same state and its result dropped. `path`
-    has the weights after every step, those of the warm-up included.
+    `start` makes the first state, `step` maps a state to the next one, its weights and its cost,
+    and blocks until they are there. `aside`, if given, is timed at every step from the same state
+    and its result dropped. `path` has the weights after every step, the warm-up's included.
     """
 
     name: str
-    state: Any
+    start: Callable[[], Any]
     step: Callable[[Any], tuple[Any, jax.Array, Cost]]
     aside: Callable[[Any], Any] | None = None
+    state: Any = None
     first_call: float = 0.0
     warm_up_compilations: int = 0
     compilations: int = 0
@@ -53,10 +54,10 @@ class Contender:
     path: list[np.ndarray] = field(default_factory=list)
 
     def warm_up(self) -> None:
-        """Compile everything by taking the first step, which counts for the path only."""
+        """Start and compile by taking a step, which counts for the path only."""
         with Compilations() as compilations:
             start = time.perf_counter()
-            self.state, w, _ = self.step(self.state)
+            self.state, w, _ = self.step(self.start())
             self.first_call = time.perf_counter() - start
             self.path.append(np.asarray(w))
         self.warm_up_compilations = compilations.count
@@ -114,7 +115,9 @@ def kernel_milliseconds(kernels: dict[str, Callable[[], Any]], repeats: int) -> 
     return {name: 1e3 * median(s) for name, s in seconds.items()}
 
 
-def difference(path: Sequence[np.ndarray], other: Sequence[np.ndarray], start: np.ndarray) -> float:
-    """The largest distance between two trajectories, relative to how far the second one gets."""
+def differences(
+    path: Sequence[np.ndarray], other: Sequence[np.ndarray], start: np.ndarray
+) -> np.ndarray:
+    """Distances between two trajectories step by step, relative to how far the second one gets."""
     gaps = [np.linalg.norm(a - b) for a, b in zip(path, other, strict=True)]
-    return float(max(gaps) / np.linalg.norm(other[-1] - start))
+    return np.array(gaps) / np.linalg.norm(other[-1] - start)

@@ -70,10 +70,15 @@ def floor_table(floor: dict[str, Any]) -> str:
 def convergence_table(convergence: dict[str, Any]) -> str:
     """Errors and orders by number of substeps."""
     rows = [
-        [str(row["substeps"]), number(row["error"], ".2e"), number(row["order"], ".2f")]
+        [
+            str(row["substeps"]),
+            number(row["error"], ".1e"),
+            number(row["order"], ".2f"),
+            number(row["last_error"], ".1e"),
+        ]
         for row in convergence["rows"]
     ]
-    return table(["substeps", "relative error", "order"], rows)
+    return table(["substeps", "largest relative error", "order", "at the last step"], rows)
 
 
 def document(results: dict[str, Any]) -> str:

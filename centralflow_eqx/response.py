@@ -210,15 +210,21 @@ def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Pr
     flat_J = jnp.concatenate([jnp.ones(1, w.dtype), _flat(J, w)])
 
     k_one, k_q, k_r = (response.nyquist(s, w, v, zero) for v in (one, q, r))
-    m_one, m_q = (response.nyquist(s, w, zero, v) for v in (one, q))
+    m_one, m_q, mk_q, mk_r = (response.nyquist(s, w, zero, v) for v in (one, q, k_q, k_r))
+    tiny = jnp.finfo(w.dtype).tiny
+
+    def asymmetry(image_q: Vector, image_r: Vector) -> Array:
+        size = jnp.linalg.norm(image_q) * jnp.linalg.norm(r)
+        return jnp.abs(jnp.vdot(image_q, r) - jnp.vdot(image_r, q)) / jnp.maximum(size, tiny)
+
     momentum = response.linearise(s, w)(q, none, zero)[1]
     return _Probe(
         recursion_defect=_distance(_flat(change, w), _flat(expected, w), _flat(noise, w)),
         slopes=jnp.stack([jnp.min(flat_J), jnp.max(flat_J)]),
         response_size=jnp.linalg.norm(k_q),
-        asymmetry=jnp.abs(jnp.vdot(k_q, r) - jnp.vdot(k_r, q))
-        / jnp.maximum(jnp.linalg.norm(k_q) * jnp.linalg.norm(r), jnp.finfo(w.dtype).tiny),
-        gain_spread=jnp.ptp(k_one) / jnp.maximum(jnp.max(jnp.abs(k_one)), jnp.finfo(w.dtype).tiny),
+        # P = K^{-1} (I - M/2) is symmetric where both K and M K are.
+        asymmetry=jnp.maximum(asymmetry(k_q, k_r), asymmetry(mk_q, mk_r)),
+        gain_spread=jnp.ptp(k_one) / jnp.maximum(jnp.max(jnp.abs(k_one)), tiny),
         gain_defect=_distance(k_q, k_one * q, k_q),
         decay_size=jnp.linalg.norm(m_q),
         decay_defect=_distance(m_q, m_one * q, m_q),

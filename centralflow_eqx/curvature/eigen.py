@@ -301,7 +301,11 @@ def _dense(model: LocalModel, gain: lx.AbstractLinearOperator, m: int) -> _Itera
     positive = k > k[-1] * k.size * jnp.finfo(K.dtype).eps
     root = jnp.where(positive, jnp.sqrt(jnp.where(positive, k, 1)), 0)
     half = (basis * root) @ basis.T
-    theta, Z = jnp.linalg.eigh(half @ H @ half)
+    # Directions without gain are no eigenvectors of the pencil: they come last.
+    effective = _symmetric(half @ H @ half)
+    below = 2 * jnp.sum(jnp.abs(effective)) + 1
+    idle = (basis * ~positive) @ basis.T
+    theta, Z = jnp.linalg.eigh(effective - below * idle)
     theta, Z = theta[: -m - 1 : -1], Z[:, : -m - 1 : -1]
     Y = (basis * jnp.where(positive, 1 / jnp.where(positive, root, 1), 0)) @ (basis.T @ Z)
     U = half @ Z

@@ -122,8 +122,9 @@ def common_series(
 
 
 def _state_sums(state: State) -> dict[str, Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        f"state/{jax.tree_util.keystr(path, simple=True, separator='/')}_sum": jnp.sum(leaf)
-        for path, leaf in leaves
-    }
+    """The sum over each part of the optimizer's state, by the part's name."""
+    sums: dict[str, Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = f"state/{jax.tree_util.keystr(path[:1], simple=True)}_sum"
+        sums[name] = sums.get(name, 0) + jnp.sum(leaf)
+    return sums
