@@ -14,10 +14,12 @@ from jaxtyping import Array, Float, Int
 
 from .complementarity import (
     ComplementarySolution,
-    pairs as pair_indices,
     smat,
     solve_complementarity,
     svec,
+)
+from .complementarity import (
+    pairs as pair_indices,
 )
 from .curvature import Eigenpairs, Loss, third_derivatives
 from .response import Response, State, Vector, apply_columns

@@ -52,6 +52,7 @@ def run_spec(spec: Spec, console: Console) -> ExitCode:
 
 def prepare(spec: Spec, task: Task) -> Iterator[Row]:
     """The rows of the spec's simulation of `task`; raises `InputError` for an unsupported rule."""
+    assert spec.eigen.tol is not None, "loading a spec fills it in"
     try:
         return simulate(
             task,

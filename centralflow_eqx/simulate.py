@@ -134,7 +134,7 @@ def _capacity(setting: Setting, w: Vector, s: State, key: PRNGKeyArray) -> int:
     Found by solving once for each capacity, which compiles in a fraction of the time of a process.
     """
     tracker = setting.tracker
-    capacity = max(2, 1 << (tracker.initial - 1).bit_length())
+    capacity = max(2, 1 << (int(tracker.initial) - 1).bit_length())
     while True:
         pairs = _survey(setting, w, s, unsolved(w.size, capacity, w.dtype, key))
         if not tracker.overflows(pairs):
@@ -232,7 +232,5 @@ def _row(
 
 
 @jax.jit
-def _projected_variances(
-    vectors: Float[Array, "d m"], displacement: Vector
-) -> Float[Array, " m"]:
+def _projected_variances(vectors: Float[Array, "d m"], displacement: Vector) -> Float[Array, " m"]:
     return (vectors.T @ displacement) ** 2

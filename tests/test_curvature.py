@@ -250,9 +250,7 @@ def test_dense_solves_agree_with_iterative_ones(K):
         check(pairs, H, K)
     assert iterative.active == dense.active == 5
     np.testing.assert_allclose(iterative.theta, dense.theta[:5], rtol=1e-10)
-    np.testing.assert_allclose(
-        np.abs(iterative.Y.T @ dense.U[:, :5]), np.eye(5), rtol=0, atol=1e-5
-    )
+    np.testing.assert_allclose(np.abs(iterative.Y.T @ dense.U[:, :5]), np.eye(5), rtol=0, atol=1e-5)
 
 
 def test_no_more_columns_than_dimensions():

@@ -32,23 +32,27 @@ flow: {{substeps: 4, critical_above: 1.95, state_rate: backward}}
 """
 
 RUNS = {
-    "gd_moons": dict(
-        widths=[32, 32], optimizer="{type: gd, lr: 0.4}", steps=150, warm_start=0, initial=1
-    ),
-    "scalar_rmsprop_digits": dict(
-        widths=[16, 16],
-        optimizer="{type: scalar_rmsprop, lr: 0.05, beta2: 0.99}",
-        steps=60,
-        warm_start=30,
-        initial=5,
-    ),
-    "rmsprop_digits": dict(
-        widths=[16, 16],
-        optimizer="{type: rmsprop, lr: 1e-3, beta2: 0.99}",
-        steps=50,
-        warm_start=40,
-        initial=6,
-    ),
+    "gd_moons": {
+        "widths": [32, 32],
+        "optimizer": "{type: gd, lr: 0.4}",
+        "steps": 150,
+        "warm_start": 0,
+        "initial": 1,
+    },
+    "scalar_rmsprop_digits": {
+        "widths": [16, 16],
+        "optimizer": "{type: scalar_rmsprop, lr: 0.05, beta2: 0.99}",
+        "steps": 60,
+        "warm_start": 30,
+        "initial": 5,
+    },
+    "rmsprop_digits": {
+        "widths": [16, 16],
+        "optimizer": "{type: rmsprop, lr: 1e-3, beta2: 0.99}",
+        "steps": 50,
+        "warm_start": 40,
+        "initial": 6,
+    },
 }
 
 

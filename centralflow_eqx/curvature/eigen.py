@@ -123,7 +123,7 @@ class EigenTracker(eqx.Module):
     """
 
     track_above: float = 1.5
-    initial: int = 1
+    initial: int | Int[Array, ""] = 1
     tol: float = 1e-6
     max_iterations: int = 240
     restart_every: int = 60
@@ -143,8 +143,8 @@ class EigenTracker(eqx.Module):
 
         Eigenvectors of eigenvalues above `exact_above` are converged to `tol`. The start is an
         extrapolation of the last two solves or, where the point oscillates with period two, the
-        solve before the last. Problems with hardly more dimensions than a search space (three times the capacity) are
-        solved densely.
+        solve before the last. Problems with hardly more dimensions than a search space (three
+        times the capacity) are solved densely.
         """
         d, m = pairs.Y.shape
         key, draw, again = jr.split(pairs.key, 3)

@@ -61,9 +61,7 @@ def track_raw(
 
     raw = jax.lax.cond(
         observed,
-        lambda pairs: tracker.solve(
-            model, identity, pairs, explore=True, oscillating=oscillating
-        ),
+        lambda pairs: tracker.solve(model, identity, pairs, explore=True, oscillating=oscillating),
         skip,
         spectra.raw,
     )

@@ -49,9 +49,7 @@ class Central(AbstractProcess):
         # The record is of the state before the step: of the first substep, counters aside.
         observation = jax.tree.map(lambda x: x[0], substeps)
         total = {k: jnp.sum(substeps.series[k]) for k in ("hvps", "third_derivatives", "gradients")}
-        worst = {
-            k: jnp.max(substeps.series[k]) for k in ("sdcp_residual", "sdcp_iterations")
-        }
+        worst = {k: jnp.max(substeps.series[k]) for k in ("sdcp_residual", "sdcp_iterations")}
         return state, Observation(
             observation.weights,
             observation.series | total | worst,
@@ -80,9 +78,7 @@ class Central(AbstractProcess):
         )
         spectra = track_raw(setting, model, Spectra(pairs, state.spectra.raw), observed)
         point = Point(w, post, model.grad, gain, pairs)
-        oscillation = oscillate(
-            setting.loss, response, rate, point, setting.critical_above, dt
-        )
+        oscillation = oscillate(setting.loss, response, rate, point, setting.critical_above, dt)
         series = common_series(setting, model, post, gain, spectra)
         series |= _predictions(model, point, oscillation)
         series |= _diagnostics(setting, point, oscillation, observed)
@@ -148,13 +144,13 @@ def _diagnostics(
     pairs, solution, critical = point.pairs, oscillation.solution, oscillation.critical
     variance = jnp.maximum(jnp.diagonal(solution.X), 0).astype(point.w.dtype)
     size = jnp.where(pairs.theta != 0, jnp.abs(pairs.theta), 1)
-    pull = jax.vmap(jnp.vdot)(
-        oscillation.third, apply_columns(point.gain, oscillation.third.T).T
-    )
+    pull = jax.vmap(jnp.vdot)(oscillation.third, apply_columns(point.gain, oscillation.third.T).T)
     cubic = jnp.sqrt(variance * jnp.maximum(pull, 0)) / size
     watched = jnp.where(observed, critical, 0)
     quartic = (
-        variance * jnp.abs(fourth_derivatives(setting.loss, point.w, pairs.U, watched)) / (12 * size)
+        variance
+        * jnp.abs(fourth_derivatives(setting.loss, point.w, pairs.U, watched))
+        / (12 * size)
     )
     doubtful = jnp.any(cubic > 0.3) | jnp.any(quartic > 0.3) | ~pairs.converged
     return {

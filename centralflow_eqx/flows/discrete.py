@@ -36,9 +36,7 @@ class Discrete(AbstractProcess):
         step, s = setting.response.rule.update(model.grad, state.s, w)
         post = relax(s, w)
         gain = setting.response.gain(post, w)
-        spectra = track_for_record(
-            setting, model, gain, state.spectra, observed, oscillating=True
-        )
+        spectra = track_for_record(setting, model, gain, state.spectra, observed, oscillating=True)
         series = common_series(setting, model, post, gain, spectra)
         observation = Observation(
             w,

@@ -1,10 +1,12 @@
 """The flow of an optimizer that never oscillates."""
 
+from typing import Any
+
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PRNGKeyArray
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from ..curvature import local_model
 from ..response import State, Vector, relax
@@ -64,7 +66,7 @@ class Stable(AbstractProcess):
     def widen(self, state: StableState, capacity: int) -> StableState:
         return StableState(state.w, state.post, widen_spectra(state.spectra, capacity))
 
-    def _velocity(self, t: Array, y: tuple[Vector, State], args: None) -> tuple[Vector, State]:
+    def _velocity(self, t: Any, y: PyTree, args: PyTree) -> tuple[Vector, State]:
         (w, post), response, rate = y, self.setting.response, self.setting.rate
         grad = jax.grad(self.setting.loss)(w)
         target, J = response.advance(post, grad, w), response.slopes(post, w)
@@ -89,7 +91,6 @@ class Stable(AbstractProcess):
             adjoint=dfx.DirectAdjoint(),
             throw=False,
         )
-        (w_new,), rest = solution.ys[0], solution.ys[1]
-        new = (w_new, jax.tree.map(lambda x: x[0], rest))
+        new = jax.tree.map(lambda x: x[0], solution.ys)
         gradients = 6 * solution.stats["num_steps"] + 1
         return new, gradients, solution.result != dfx.RESULTS.successful

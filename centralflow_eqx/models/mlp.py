@@ -41,6 +41,7 @@ class Perceptron(eqx.Module):
 
 def _affine(layer: eqx.nn.Linear, x: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
     # x W^T rather than W x: mapped over examples it is one product that keeps them as rows.
+    assert layer.bias is not None
     return x @ layer.weight.T + layer.bias
 
 

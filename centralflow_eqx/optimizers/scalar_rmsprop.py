@@ -5,6 +5,7 @@ from typing import Annotated, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from annotated_types import Ge, Lt
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -23,7 +24,10 @@ class ScalarRMSPropState(NamedTuple):
 
 @OPTIMIZERS.register("scalar_rmsprop")
 class ScalarRMSProp(AbstractOptimizer):
-    """RMSProp with one step size: nu+ = beta2 nu + (1 - beta2) |g|^2, w+ = w - lr g / (sqrt(nu+) + eps)."""
+    """RMSProp with one step size: nu+ = beta2 nu + (1 - beta2) |g|^2, w+ = w - lr g / sqrt(nu+).
+
+    `eps` is added to the root, as in RMSProp.
+    """
 
     lr: LearningRate = eqx.field(converter=as_schedule)
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.99
@@ -38,7 +42,7 @@ class ScalarRMSProp(AbstractOptimizer):
         self, grad: PyTree, state: ScalarRMSPropState, params: PyTree
     ) -> tuple[PyTree, ScalarRMSPropState]:
         lr, count = self.lr(state.count), state.count + 1
-        norm_sq = sum(jnp.sum(g * g) for g in jax.tree.leaves(grad))
+        norm_sq = optax.tree.norm(grad, squared=True)
         nu = ema(norm_sq, state.nu, self.beta2)
         scale = debias(nu, self.beta2, count) if self.bias_correction else nu
         step = jax.tree.map(lambda g: -lr * over_root(g, scale, self.eps), grad)

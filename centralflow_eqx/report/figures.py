@@ -84,10 +84,10 @@ def draw_eigenvalues(ax: Axes, run: Run) -> bool:
     shown = {p: values for p, values in shown.items() if values is not None}
     for process, values in shown.items():
         colour = style.colour(process)
-        strong: dict[str, Any] = (
-            {"lw": 0.9, "alpha": 0.7} if process.startswith("discrete") else {"lw": 1.7}
-        )
+        strong: dict[str, Any] = style.RAW if process.startswith("discrete") else {"lw": 1.7}
         ax.plot(run.steps, values[:, 0], color=colour, label=style.called(process), **strong)
+        if process == "discrete" and "midpoint" in shown:
+            continue  # its other eigenvalues swing around the midpoints'
         ax.plot(run.steps, values[:, 1:], color=style.lighter(colour), zorder=1.8, **style.FAINT)
     if shown:
         ax.axhline(2, color=style.BLACK, lw=1, ls=(0, (4, 3)), zorder=1.5, label="critical value 2")
