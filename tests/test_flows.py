@@ -1,0 +1,102 @@
+"""Flows as time steppers: accuracy in the step, compilation, the smooth flow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from _losses import Quadratic, TinyMLP, quick_compilation, symmetric  # noqa: F401
+
+from centralflow_eqx.optimizers import GD, RMSProp
+from centralflow_eqx.simulate import FlowOptions, simulate
+
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by one entry with every compilation."""
+    events = []
+
+    def listen(event, duration, **_):
+        if event == COMPILATION:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def tiny_weights(scale=1.0):
+    return jnp.asarray(scale * np.random.default_rng(3).normal(size=TinyMLP.SIZE))
+
+
+def test_everything_is_compiled_by_the_first_row(compilations):
+    rows = simulate(TinyMLP.make(), RMSProp(0.02, 0.9), tiny_weights(), steps=6)
+    next(rows)
+    before = len(compilations)
+    assert before > 0  # the listener hears something
+    assert len(list(rows)) == 5
+    assert len(compilations) == before
+
+
+def test_a_growing_spectrum_compiles_each_process_once_more(compilations):
+    # Four weights sit in wells that sharpen together as the weight that scales them grows.
+    def loss(w):
+        return jnp.exp(w[0]) * jnp.sum(w[1:5] ** 2) / 2 + jnp.sum(w[5:] ** 2) / 20 - 0.2 * w[0]
+
+    rows = simulate(
+        loss,
+        GD(0.5),
+        jnp.zeros(16).at[0].set(0.9),
+        processes=("central",),
+        steps=20,
+        flow=FlowOptions(critical_above=1.99),
+    )
+    capacities, counts = [], []
+    for row in rows:
+        capacities.append(row.series["central"]["eigenvalues"].size)
+        counts.append(len(compilations))
+    assert capacities[0] == 2 and capacities[-1] == 8
+    compiled = np.flatnonzero(np.diff(counts)) + 1
+    grown = np.flatnonzero(np.diff(capacities)) + 1
+    assert set(compiled) <= set(grown)
+
+
+def test_the_central_flow_converges_at_first_order_in_the_substep():
+    loss, start = TinyMLP.make(), tiny_weights()
+    sharpness = jnp.linalg.eigvalsh(jax.hessian(loss)(start))[-1]
+
+    def end(substeps):
+        *_, last = simulate(
+            loss,
+            GD(float(2.4 / sharpness)),
+            start,
+            processes=("central",),
+            steps=25,
+            flow=FlowOptions(substeps=substeps),
+            record_every=24,
+        )
+        return last
+
+    finest = end(32)
+    assert finest.series["central"]["sigma_eigenvalues"][0] > 1e-4  # it does oscillate
+    errors = [
+        np.linalg.norm(end(n).weights["central"] - finest.weights["central"]) for n in (2, 4, 8)
+    ]
+    # The error of the reference itself, 1/32, is subtracted from a first-order error.
+    expected = np.array([1 / 2 - 1 / 32, 1 / 4 - 1 / 32, 1 / 8 - 1 / 32])
+    slopes = errors / expected
+    np.testing.assert_allclose(slopes / slopes[1], 1, atol=0.35)
+
+
+def test_the_stable_flow_of_gradient_descent_is_gradient_flow():
+    eigenvalues = np.array([8.0, 3.0, 1.0, 0.5, 0.2, 0.1, -0.05, 0.02])
+    H, lr = symmetric(eigenvalues), 0.7
+    w = np.random.default_rng(1).normal(size=8)
+    values, vectors = np.linalg.eigh(H)
+    rows = simulate(
+        Quadratic(jnp.asarray(H)), GD(lr), jnp.asarray(w), processes=("stable",), steps=8
+    )
+    for row in rows:
+        exact = vectors @ (np.exp(-lr * row.step * values) * (vectors.T @ w))
+        np.testing.assert_allclose(row.weights["stable"], exact, atol=1e-5 * np.linalg.norm(w))
