@@ -19,6 +19,7 @@ TRACKED = 4
 SUBSTEPS = 4
 CRITICAL_ABOVE = 1.95
 RESIDUAL = 1e-6
+STEP_SIZE = 0.2
 EDGE = 34  # optimizer steps after which the largest effective eigenvalue is about to reach 2
 
 
@@ -43,7 +44,7 @@ class Problem(NamedTuple):
 
 def build_problem(steps: int) -> Problem:
     """The problem, `steps` optimizer steps from its start."""
-    spec = load_spec(SPEC)
+    spec = load_spec(SPEC, [f"optimizer.lr={STEP_SIZE}"])
     task = build_task(spec)
     rule = Rule(spec.optimizer.build(), task.unravel)
     w, s = task.initial_weights, rule.init(task.initial_weights)
