@@ -16,19 +16,24 @@ _EXAMPLES = """\
 examples:
   centralflow_eqx list                                  what a spec can name
   centralflow_eqx validate specs/gd_moons.yaml          check a spec and its files
+  centralflow_eqx explain specs/gd_moons.yaml           what is derived for its optimizer
   centralflow_eqx run specs/gd_moons.yaml               run it, into runs/<name>/
   centralflow_eqx run specs/gd_moons.yaml --set optimizer.lr=0.2 --set name=small_lr
   centralflow_eqx schema > spec.schema.json             completion in an editor
 
+A spec can name classes of yours: their modules are imported and run as Python code. Give
+--no-user-code with a spec you do not trust.
+
 exit codes: 0 done, 1 a bug, 2 bad input, 3 numerical stop, 4 interrupted
 """
 _SET_HELP = "override a key of the spec; VALUE is YAML; may be given several times"
+_USER_CODE_HELP = "refuse a spec that names classes of its own, instead of running their code"
 
 
 def _run(args: argparse.Namespace) -> int:
     from .spec import load_spec
 
-    spec = load_spec(args.spec, args.set)
+    spec = load_spec(args.spec, args.set, args.user_code)
     from rich.console import Console
 
     from .run import run_spec
@@ -39,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     from .spec import load_spec
 
-    spec = load_spec(args.spec, args.set)
+    spec = load_spec(args.spec, args.set, args.user_code)
     from .task import build_task
 
     task = build_task(spec)
@@ -49,6 +54,16 @@ def _validate(args: argparse.Namespace) -> int:
         f"{task.num_parameters} weights, {len(task.train_labels)} examples, "
         f"{', '.join(spec.processes)}; would write to {spec.run_dir}"
     )
+    return ExitCode.DONE
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from .spec import load_spec
+
+    spec = load_spec(args.spec, args.set, args.user_code)
+    from .explain import explain
+
+    print(explain(spec))
     return ExitCode.DONE
 
 
@@ -102,9 +117,14 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_with_spec(name: str, action: Callable, summary: str, examples: str) -> None:
         command = add(name, action, summary, examples)
-        command.add_argument("spec", metavar="SPEC", help="a YAML spec")
+        command.add_argument(
+            "spec", metavar="SPEC", help="a YAML spec; it can import and run Python code"
+        )
         command.add_argument(
             "--set", metavar="KEY=VALUE", action="append", default=[], help=_SET_HELP
+        )
+        command.add_argument(
+            "--no-user-code", dest="user_code", action="store_false", help=_USER_CODE_HELP
         )
 
     add_with_spec(
@@ -120,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
         "check a spec and the files it names, without running it",
         "  centralflow_eqx validate specs/gd_moons.yaml\n"
         "  centralflow_eqx validate specs/gd_moons.yaml --set model.widths=[64,64]\n",
+    )
+    add_with_spec(
+        "explain",
+        _explain,
+        "print what is derived for a spec's optimizer: its state, gains and stability threshold",
+        "  centralflow_eqx explain specs/gd_moons.yaml\n"
+        "  centralflow_eqx explain specs/gd_moons.yaml --set 'optimizer={type: adam, lr: 4e-3}'\n",
     )
     add(
         "schema",

@@ -42,6 +42,7 @@ class Oscillation(eqx.Module):
     `solution.X` is the covariance in the basis U, so its eigenvalues are variances in the P
     metric. `penalty` is grad <H, Sigma> / 2, what the mean gradient gains; `excess` is what the
     average of the state's update gains. `third` has the third derivatives D3[u_i, u_i] as rows.
+    `slack` is the largest excess of an eigenvalue over 2 that was left for the next substep.
     """
 
     solution: ComplementarySolution
@@ -49,6 +50,7 @@ class Oscillation(eqx.Module):
     excess: State
     third: Float[Array, "m d"]
     critical: Int[Array, ""]
+    slack: Float[Array, ""]
 
 
 def oscillate(
@@ -57,9 +59,15 @@ def oscillate(
     rate: AbstractStateRate,
     point: Point,
     critical_above: float,
+    slack: Float[Array, ""],
+    restoration: float,
     dt: float,
 ) -> Oscillation:
-    """Solve for the oscillation at `point` over a substep of length `dt`."""
+    """Solve for the oscillation at `point` over a substep of length `dt`.
+
+    Eigenvalues may exceed 2 by up to `slack` where a flow started unstable. That excess shrinks at
+    the rate `restoration`, at most to nothing within the substep; any other ends at once.
+    """
     pairs = point.pairs
     critical = jnp.sum(pairs.mask & (pairs.theta > critical_above)).astype(jnp.int32)
     rows, columns = pair_indices(pairs.theta.size)
@@ -77,6 +85,8 @@ def oscillate(
 
     excesses = jax.vmap(excess)(jnp.asarray(rows), jnp.asarray(columns), weights)
     alpha, beta = _margin(response, rate, point, weighted, excesses, dt)
+    left = (1 - jnp.minimum(1, restoration * dt)) * jnp.clip(pairs.theta - 2, 0, slack)
+    alpha = alpha + jnp.diag(left.astype(alpha.dtype))
     solution = solve_complementarity(*_restrict(alpha, beta, critical))
     x = svec(solution.X).astype(point.w.dtype)
     return Oscillation(
@@ -85,6 +95,7 @@ def oscillate(
         excess=jax.tree.map(lambda c: jnp.tensordot(x.astype(c.dtype), c, 1), excesses),
         third=third[rows == columns],
         critical=critical,
+        slack=jnp.max(left),
     )
 
 

@@ -70,6 +70,7 @@ QUANTITIES = {
         "1", "fraction by which a move as large as the oscillation changes the eigenvalue"
     ),
     "trust_quartic": Quantity("1", "neglected quartic share of the averaged loss"),
+    "trust_response": Quantity("1", "share of the optimizer's step not linear in the gradient"),
     "untrusted": Quantity("1", "1 where the prediction should not be believed"),
 }
 

@@ -9,37 +9,59 @@ schema is derived from those fields, so that a new component is one new file:
 
         lr: LearningRate = eqx.field(converter=as_schedule)
         power: Annotated[float, Gt(0), Doc("Exponent of the gradient.")] = 1.0
+
+A component whose options are no fields of its own registers a model of them too.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from .errors import did_you_mean
 
+if TYPE_CHECKING:
+    from .spec.options import Options
+
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 
 class Registry(Generic[T]):
-    """The components of one kind, by the name that a spec's `type` gives."""
+    """The components of one kind, by the name that a spec's `type` gives.
 
-    def __init__(self, kind: str):
+    With a `base`, a spec's `type` may also be the dotted name of a class of the user's own that
+    extends it. Option models derived from fields extend `options_base` where it suits them.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        base: type[T] | None = None,
+        options_base: "type[Options] | None" = None,
+    ):
         self.kind = kind
+        self.base = base
+        self.options_base = options_base
         self._components: dict[str, type[T]] = {}
+        self._options: dict[str, type[Options]] = {}
 
-    def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator; raises `ValueError` if the name is taken."""
+    def register(self, name: str, options: "type[Options] | None" = None) -> Callable[[C], C]:
+        """Class decorator; raises `ValueError` if the name is taken.
+
+        `options` is the model of the component's options, where fields do not say them.
+        """
 
         def add(component: C) -> C:
             if name in self._components:
                 raise ValueError(f"{self.kind} '{name}' is registered twice")
             self._components[name] = cast(type[T], component)
+            if options is not None:
+                self._options[name] = options
             return component
 
         return add
@@ -56,6 +78,10 @@ class Registry(Generic[T]):
             )
         return self._components[name]
 
+    def options(self, name: str) -> "type[Options] | None":
+        """The model that `name` was registered with, if there is one."""
+        return self._options.get(name)
+
     def summary(self, name: str) -> str:
         """First line of the component's docstring."""
         return (self[name].__doc__ or "").strip().partition("\n")[0]
@@ -65,17 +91,22 @@ class Registry(Generic[T]):
 class SpecType:
     """Annotates a field whose spec value differs in type from what the component holds.
 
-    `Annotated[Schedule, SpecType(float | ScheduleOptions)]`: the component holds a `Schedule`,
-    made by the field's converter from what the spec says.
+    `Annotated[Schedule, SpecType(float | ScheduleOptions, as_schedule)]`: the component holds a
+    `Schedule`, which `as_schedule` makes from what the spec says.
     """
 
     type: Any
+    convert: Callable[[Any], Any]
+
+
+def _absolute(path: Path, info: Any) -> Path:
+    folder = (info.context or {}).get("folder", Path.cwd())
+    # abspath, not resolve: a symbolic link is kept as the user wrote it.
+    return Path(os.path.abspath(folder / path.expanduser()))
 
 
 def _existing_file(path: Path, info: Any) -> Path:
-    folder = (info.context or {}).get("folder", Path.cwd())
-    # abspath, not resolve: a symbolic link is kept as the user wrote it.
-    absolute = Path(os.path.abspath(folder / path.expanduser()))
+    absolute = _absolute(path, info)
     if not absolute.is_file():
         raise PydanticCustomError("worded", "no such file: {file}", {"file": str(absolute)})
     return absolute
@@ -83,3 +114,6 @@ def _existing_file(path: Path, info: Any) -> Path:
 
 InputFile = Annotated[Path, AfterValidator(_existing_file)]
 """An existing file; a relative path is relative to the spec file's folder."""
+
+InputFolder = Annotated[Path, AfterValidator(_absolute)]
+"""A folder; a relative path is relative to the spec file's folder."""

@@ -43,6 +43,17 @@ class Rule(eqx.Module):
         """The optimizer's own state before the first step; counters are integers."""
         return self.optimizer.init(self.unravel(w))
 
+    def parts(self, s: State, w: Vector) -> dict[str, State]:
+        """The state's parts by name: what is shaped like the parameters, else single arrays."""
+        params = jax.tree.structure(jax.eval_shape(self.unravel, w))
+        found = jax.tree_util.tree_leaves_with_path(
+            s, is_leaf=lambda part: jax.tree.structure(part) == params
+        )
+        return {
+            jax.tree_util.keystr(path, simple=True, separator=".") or "state": part
+            for path, part in found
+        }
+
     def update(self, g: Vector, s: State, w: Vector) -> tuple[Vector, State]:
         """The discrete update: `(step [d], new state)` from the gradient at `w`."""
         step, new = self.optimizer.update(self.unravel(g), s, self.unravel(w))
@@ -58,19 +69,21 @@ def relax(state: State, w: Vector) -> State:
 class Structure(NamedTuple):
     """What is known of a response's operators, so that diagonal ones are handled as vectors.
 
-    `momentum` says that some state is linear in the gradient.
+    `gain` is "none" where no stability operator is defined. `momentum` says that some state is
+    linear in the gradient. `refusal` is why the rule has no central flow, empty if it has one.
     """
 
-    scalar_gain: bool
-    diagonal_gain: bool
-    decay: Literal["none", "diagonal", "general"]
-    momentum: bool
+    gain: Literal["none", "scalar", "diagonal", "general"] = "general"
+    decay: Literal["none", "diagonal", "general"] = "general"
+    momentum: bool = True
+    refusal: str = ""
 
 
 class Response(eqx.Module):
     """The linear response of a rule around a slowly varying state.
 
-    Build it with `derive`. Every method takes a relaxed post-update state `s` and weights `w`.
+    Build it with `derive` or `examine`. Every method takes a relaxed post-update state `s` and
+    weights `w`.
     """
 
     rule: Rule
@@ -112,18 +125,29 @@ class Response(eqx.Module):
     def linearise(self, s: State, w: Vector) -> Callable[[Vector, State, Vector], tuple]:
         """Derivative of `(G, F)` at gradient zero, where squares have no linear response.
 
-        There the slow statistics drop out and only momentum-like state is left to oscillate.
+        There the slow statistics drop out and only momentum-like state is left to oscillate. A
+        weight that never had a gradient does not respond: its statistics are zero, where a rule
+        that divides by their root has no derivative.
         """
         zero = jnp.zeros_like(w)
-        at = (zero, self.pre(s, zero, w), w)
-        return lambda dg, ds, dw: jax.jvp(self.rule.update, at, (dg, ds, dw))[1]
+        (step, _), tangent = jax.linearize(self.rule.update, zero, self.pre(s, zero, w), w)
 
-    def nyquist(self, s: State, w: Vector, q: Vector, delta: Vector) -> Vector:
+        def respond(dg: Vector, ds: State, dw: Vector) -> tuple[Vector, State]:
+            dstep, new = tangent(dg, ds, dw)
+            return jnp.where((step == 0) & jnp.isnan(dstep), 0, dstep), new
+
+        return respond
+
+    def nyquist(self, s: State, w: Vector) -> Callable[[Vector, Vector], Vector]:
         """Minus the step's amplitude when gradient and weights oscillate as (-1)^t (q, delta)."""
-        tangent, zero = self.linearise(s, w), jax.tree.map(jnp.zeros_like, s)
-        driven = tangent(q, zero, delta)[1]
-        sigma = _divide(_scale(-1, driven), jax.tree.map(lambda j: 1 + j, self.slopes(s, w)))
-        return -tangent(q, sigma, delta)[0]
+        tangent, none = self.linearise(s, w), jax.tree.map(jnp.zeros_like, s)
+        lag = jax.tree.map(lambda j: 1 + j, self.slopes(s, w))
+
+        def respond(q: Vector, delta: Vector) -> Vector:
+            sigma = _divide(_scale(-1, tangent(q, none, delta)[1]), lag)
+            return -tangent(q, sigma, delta)[0]
+
+        return respond
 
     def gain(self, s: State, w: Vector) -> lx.AbstractLinearOperator:
         """The inverse of the preconditioner, P^{-1} = (I - M/2)^{-1} K, a symmetric operator.
@@ -131,25 +155,26 @@ class Response(eqx.Module):
         An oscillation delta of the weights makes the gradient oscillate by q = H delta. It neither
         grows nor decays when the step cancels twice the oscillation: 2 delta = K q + M delta. The
         eigenvalues of `gain @ H` are the effective Hessian's, critical at 2 (arXiv 2410.24206,
-        generalised to any rule with state).
+        generalised to any rule with state). The identity for rules without such an operator.
         """
         zero, one = jnp.zeros_like(w), jnp.ones_like(w)
-        if self.structure.diagonal_gain and self.structure.decay != "general":
-            undecayed = self.structure.decay == "none"
-            decay = zero if undecayed else self.nyquist(s, w, zero, one)
-            return lx.DiagonalLinearOperator(self.nyquist(s, w, one, zero) / (1 - decay / 2))
+        if self.structure.gain == "none":
+            return lx.DiagonalLinearOperator(one)
+        respond = self.nyquist(s, w)
+        scale = 1.0
+        if self.structure.decay == "diagonal":
+            scale = 1 / (1 - respond(zero, one) / 2)
+        if self.structure.gain != "general" and self.structure.decay != "general":
+            return lx.DiagonalLinearOperator(scale * respond(one, zero))
 
         struct = jax.ShapeDtypeStruct(w.shape, w.dtype)
+        undecayed = lx.FunctionLinearOperator(lambda v: v - respond(zero, v) / 2, struct)
 
         def apply(q: Vector) -> Vector:
-            raw = self.nyquist(s, w, q, zero)
-            if self.structure.decay == "none":
-                return raw
-            undecayed = lx.FunctionLinearOperator(
-                lambda v: v - self.nyquist(s, w, zero, v) / 2, struct
-            )
+            if self.structure.decay != "general":
+                return scale * respond(q, zero)
             tol = 10 * float(jnp.finfo(w.dtype).eps)
-            return lx.linear_solve(undecayed, raw, lx.GMRES(rtol=tol, atol=tol)).value
+            return lx.linear_solve(undecayed, respond(q, zero), lx.GMRES(rtol=tol, atol=tol)).value
 
         return lx.FunctionLinearOperator(apply, struct, lx.symmetric_tag)
 
@@ -158,11 +183,11 @@ class Response(eqx.Module):
 
         Only state entries that forget (slope other than 1) settle; counters and sums do not.
         """
-        tangent, zero = self.linearise(s, w), jax.tree.map(jnp.zeros_like, s)
-        none = jnp.zeros_like(w)
-        driven = tangent(q, zero, none)[1]
+        tangent, none = self.linearise(s, w), jax.tree.map(jnp.zeros_like, s)
+        still = jnp.zeros_like(w)
+        driven = tangent(q, none, still)[1]
         sigma = _divide(driven, jax.tree.map(lambda j: 1 - j, self.slopes(s, w)))
-        return tangent(q, sigma, none)[0]
+        return tangent(q, sigma, still)[0]
 
     def quadratic(self, s: State, g: Vector, w: Vector, q: Vector, r: Vector) -> State:
         """Half the second derivative of F by the gradient, in directions `q` and `r`.
@@ -176,6 +201,32 @@ class Response(eqx.Module):
 
         return _scale(0.5, jax.jvp(along(q), (g,), (r,))[1])
 
+    def nonlinearity(self, s: State, w: Vector, g: Vector) -> Float[Array, ""]:
+        """How far, relatively, step and state are from what the theory assumes of them.
+
+        The step should be linear in gradient and momentum at fixed statistics, the state quadratic
+        in the gradient; tested by scaling both by -1, 0, 1/2 and 1 from `g`.
+        """
+        momentum = self.linearise(s, w)(jnp.ones_like(w), *jax.tree.map(jnp.zeros_like, (s, w)))[1]
+
+        def step(c: float) -> Vector:
+            scaled = jax.tree.map(lambda x, m: jnp.where(jnp.any(m != 0), c * x, x), s, momentum)
+            return self.step_from(scaled, c * g, w)
+
+        def state(c: float) -> Array:
+            return _flat(self.advance(s, c * g, w), w)
+
+        def parts(f: Callable[[float], Array]) -> tuple[Array, Array, Array]:
+            minus, still, half, plus = f(-1.0), f(0.0), f(0.5), f(1.0)
+            odd, even = (plus - minus) / 2, (plus + minus) / 2 - still
+            return even, half - still - odd / 2 - even / 4, plus - still
+
+        even, rest, moved = parts(step)
+        zero = jnp.zeros_like(w)
+        of_step = _distance(even, zero, moved) + _distance(rest, zero, moved)
+        _, rest, moved = parts(state)
+        return jnp.maximum(of_step, _distance(rest, jnp.zeros_like(rest), moved))
+
 
 def apply_columns(operator: lx.AbstractLinearOperator, V: Float[Array, "d m"]) -> Array:
     """The operator applied to every column."""
@@ -188,6 +239,7 @@ class _Probe(NamedTuple):
 
     recursion_defect: Array
     slopes: Array
+    nonlinearity: Array
     response_size: Array
     asymmetry: Array
     gain_spread: Array
@@ -199,7 +251,7 @@ class _Probe(NamedTuple):
 
 @eqx.filter_jit
 def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Probe:
-    response = Response(rule, Structure(False, False, "none", False))
+    response = Response(rule, Structure())
     zero, one, none = jnp.zeros_like(w), jnp.ones_like(w), jax.tree.map(jnp.zeros_like, s)
     q, r = jr.normal(key, (2, *w.shape), w.dtype)
 
@@ -209,8 +261,9 @@ def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Pr
     expected = jax.tree.map(jnp.multiply, J, noise)
     flat_J = jnp.concatenate([jnp.ones(1, w.dtype), _flat(J, w)])
 
-    k_one, k_q, k_r = (response.nyquist(s, w, v, zero) for v in (one, q, r))
-    m_one, m_q, mk_q, mk_r = (response.nyquist(s, w, zero, v) for v in (one, q, k_q, k_r))
+    respond = response.nyquist(s, w)
+    k_one, k_q, k_r = (respond(v, zero) for v in (one, q, r))
+    m_one, m_q, mk_q, mk_r = (respond(zero, v) for v in (one, q, k_q, k_r))
     tiny = jnp.finfo(w.dtype).tiny
 
     def asymmetry(image_q: Vector, image_r: Vector) -> Array:
@@ -221,6 +274,7 @@ def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Pr
     return _Probe(
         recursion_defect=_distance(_flat(change, w), _flat(expected, w), _flat(noise, w)),
         slopes=jnp.stack([jnp.min(flat_J), jnp.max(flat_J)]),
+        nonlinearity=response.nonlinearity(s, w, g),
         response_size=jnp.linalg.norm(k_q),
         # P = K^{-1} (I - M/2) is symmetric where both K and M K are.
         asymmetry=jnp.maximum(asymmetry(k_q, k_r), asymmetry(mk_q, mk_r)),
@@ -232,51 +286,81 @@ def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Pr
     )
 
 
-def derive(
+def examine(
     rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray, *, tol: float | None = None
 ) -> Response:
-    """Probe a rule with random vectors and return its response, or refuse it with the reason.
+    """Probe a rule with random vectors and return its response.
 
     `s` is a relaxed post-update state and `g` a gradient at `w`. `tol` is the relative defect up
-    to which an operator counts as symmetric or diagonal. Runs once, on the host.
-
-    Raises `UnsupportedRule` when the state's recursion is not diagonal and stable (its slopes J
-    must lie in [0, 1]), when the gain is not symmetric, or when the rule does not respond at all.
+    to which an operator counts as symmetric or diagonal. Runs once, on the host. A rule outside
+    the theory has its reason in `structure.refusal`: its state's recursion is not diagonal and
+    stable (slopes J in [0, 1]), its step is not linear in an oscillating gradient, does not
+    respond to one at all, or not symmetrically.
     """
     tol = tol or 1e4 * float(jnp.finfo(w.dtype).eps)
     probe = jax.device_get(_probe(rule, s, w, g, key))
+    refusal = _refusal(probe, tol)
+    defined = probe.response_size > 0 and probe.asymmetry <= tol
+    undecayed = probe.decay_size == 0
+    diagonal_decay = "diagonal" if probe.decay_defect <= tol else "general"
+    gain = "diagonal" if probe.gain_defect <= tol else "general"
+    if w.size > 1 and gain == "diagonal" and undecayed and probe.gain_spread <= tol:
+        gain = "scalar"
+    return Response(
+        rule,
+        Structure(
+            gain=gain if defined else "none",
+            decay="none" if undecayed else diagonal_decay,
+            momentum=bool(probe.momentum_size > 0),
+            refusal=refusal,
+        ),
+    )
+
+
+def derive(
+    rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray, *, tol: float | None = None
+) -> Response:
+    """The response of a rule that has a central flow; see `examine`.
+
+    Raises `UnsupportedRule` with the reason for one that has none.
+    """
+    response = examine(rule, s, w, g, key, tol=tol)
+    if response.structure.refusal:
+        raise UnsupportedRule(response.structure.refusal)
+    return response
+
+
+def _refusal(probe: _Probe, tol: float) -> str:
+    """Why the rule has no central flow; empty if it has one."""
     low, high = probe.slopes
     if not probe.recursion_defect <= tol:
-        raise UnsupportedRule(
+        return (
             "an entry of the optimizer's state depends on other entries of the old state; only "
             "states that evolve entry by entry (averages, momenta, sums, counters) are supported"
         )
     if not (low >= -tol and high <= 1 + tol):
-        raise UnsupportedRule(
+        return (
             f"the optimizer's state multiplies itself by {low:.3g} to {high:.3g} a step; "
             "an average or a counter has a factor between 0 and 1"
         )
     if not probe.response_size > 0:
-        raise UnsupportedRule(
-            "the step does not respond to a small oscillation of the gradient, so there is no "
-            "stability threshold and no central flow"
+        return (
+            "zero response: the step does not change with a small oscillation of the gradient (as "
+            "in sign descent or Lion), so there is no stability threshold"
+        )
+    if not probe.nonlinearity <= tol**0.5:
+        return (
+            "nonlinear response: at fixed statistics, twice the gradient is not twice the step, or "
+            "a statistic is not quadratic in the gradient (as with normalised or orthogonalised "
+            f"steps, or clipping that is active); relative defect {probe.nonlinearity:.1e}"
         )
     if not probe.asymmetry <= tol:
-        raise UnsupportedRule(
-            "the response of the step to an oscillating gradient is not a symmetric operator, "
-            "which the theory of central flows assumes"
+        return (
+            "asymmetric response: the answer of the step to an oscillating gradient is not a "
+            "symmetric operator, so no preconditioner describes it; relative defect "
+            f"{probe.asymmetry:.1e}"
         )
-    undecayed = probe.decay_size == 0
-    diagonal_decay = "diagonal" if probe.decay_defect <= tol else "general"
-    return Response(
-        rule,
-        Structure(
-            scalar_gain=bool(w.size > 1 and probe.gain_spread <= tol and undecayed),
-            diagonal_gain=bool(probe.gain_defect <= tol),
-            decay="none" if undecayed else diagonal_decay,
-            momentum=bool(probe.momentum_size > 0),
-        ),
-    )
+    return ""
 
 
 def _flat(tree: State, w: Vector) -> Float[Array, " n"]:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,11 +12,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .curvature import Eigenpairs, EigenTracker, Loss, local_model, unsolved
+from .curvature import Eigenpairs, EigenTracker, Loss, unsolved
 from .errors import NumericalStop, UnsupportedRule
 from .flows import PROCESSES, STOP, AbstractProcess, Observation, Setting
 from .optimizers import AbstractOptimizer
-from .response import Rule, State, Vector, derive, relax
+from .response import Rule, State, Vector, examine, relax
 from .state_rate import STATE_RATES, Backward
 
 
@@ -34,12 +35,17 @@ class Row(NamedTuple):
 
 
 class FlowOptions(NamedTuple):
-    """How flows are integrated; see `Setting`. `state_rate` is "exponential" or "backward"."""
+    """How flows are integrated; see `Setting`.
+
+    `state_rate` is "exponential" or "backward"; `restoration` None is that of the state rate.
+    """
 
     substeps: int = 4
     critical_above: float = 1.95
     state_rate: str = "exponential"
+    restoration: float | None = None
     max_sharpness: float = 100.0
+    hvp_chunk: int = 0
 
 
 DEFAULT_FLOW = FlowOptions()
@@ -82,15 +88,18 @@ def simulate(
         raise ValueError(f"cannot track {tracker.initial} eigenvalues of {w.size} weights")
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     rule = Rule(optimizer, unravel)
-    w, s = _warm_up(loss, rule, w, warm_start)
+    w, s = warm_up(loss, rule, w, warm_start)
     setting = _settle(loss, rule, w, s, tracker, flow, rule_key)
+    _refuse_flows(setting, processes)
     capacity = _capacity(setting, w, s, survey_key)
     members = {name: PROCESSES[name](setting) for name in processes}
     return _lockstep(members, w, s, capacity, steps, record_every, evaluate, key)
 
 
 @eqx.filter_jit
-def _warm_up(loss: Loss, rule: Rule, w: Vector, steps: int) -> tuple[Vector, State]:
+def warm_up(loss: Loss, rule: Rule, w: Vector, steps: int) -> tuple[Vector, State]:
+    """Weights and the optimizer's own state after `steps` discrete steps from `w`."""
+
     def step(_: int, now: tuple[Vector, State]) -> tuple[Vector, State]:
         w, s = now
         delta, s = rule.update(jax.grad(loss)(w), s, w)
@@ -100,7 +109,8 @@ def _warm_up(loss: Loss, rule: Rule, w: Vector, steps: int) -> tuple[Vector, Sta
 
 
 @eqx.filter_jit
-def _gradient(loss: Loss, w: Vector) -> Vector:
+def gradient(loss: Loss, w: Vector) -> Vector:
+    """The gradient of the loss at `w`."""
     return jax.grad(loss)(w)
 
 
@@ -114,18 +124,43 @@ def _settle(
     key: PRNGKeyArray,
 ) -> Setting:
     """Derive the optimizer's response where the processes start."""
-    grad = _gradient(loss, w)
+    grad = gradient(loss, w)
     post = relax(rule.update(grad, s, w)[1], w)
-    response = derive(rule, post, w, grad, key)
+    response = examine(rule, post, w, grad, key)
+    if response.structure.gain == "none":  # the Hessian's own eigenvalues have no threshold
+        tracker = replace(tracker, track_above=float("inf"))
     rate = STATE_RATES[flow.state_rate]
-    if isinstance(rate, Backward) and response.structure.momentum:
+    return Setting(
+        loss,
+        response,
+        rate,
+        tracker,
+        flow.substeps,
+        flow.critical_above,
+        rate.restoration if flow.restoration is None else flow.restoration,
+        flow.max_sharpness,
+        flow.hvp_chunk,
+    )
+
+
+def _refuse_flows(setting: Setting, processes: Sequence[str]) -> None:
+    """Raise `UnsupportedRule` if the rule has no flow and one is asked for."""
+    flows = [name for name in processes if PROCESSES[name].follows_flow]
+    if not flows:
+        return
+    structure = setting.response.structure
+    if structure.refusal:
+        others = [name for name in processes if name not in flows] or ["discrete"]
+        raise UnsupportedRule(
+            f"no {' or '.join(flows)} flow for this optimizer: {structure.refusal}; its other "
+            f"processes run (processes: [{', '.join(others)}]), and "
+            "docs/write_an_optimizer.md says what a flow needs"
+        )
+    if isinstance(setting.rate, Backward) and structure.momentum:
         raise UnsupportedRule(
             "state_rate 'backward' advances weights and state from old values, which is unstable "
             "for an optimizer with momentum; use 'exponential'"
         )
-    return Setting(
-        loss, response, rate, tracker, flow.substeps, flow.critical_above, flow.max_sharpness
-    )
 
 
 def _capacity(setting: Setting, w: Vector, s: State, key: PRNGKeyArray) -> int:
@@ -144,7 +179,7 @@ def _capacity(setting: Setting, w: Vector, s: State, key: PRNGKeyArray) -> int:
 
 @eqx.filter_jit
 def _survey(setting: Setting, w: Vector, s: State, pairs: Eigenpairs) -> Eigenpairs:
-    model = local_model(setting.loss, w)
+    model = setting.local_model(w)
     post = relax(setting.response.rule.update(model.grad, s, w)[1], w)
     return setting.tracker.solve(model, setting.response.gain(post, w), pairs)
 

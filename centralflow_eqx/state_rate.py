@@ -5,6 +5,8 @@ continue it differently between them. Both are explicit in time and first-order 
 """
 
 import abc
+import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -15,11 +17,20 @@ from .response import Response, State, Vector
 
 
 class AbstractStateRate(eqx.Module):
-    """A continuation of the optimizer's state to fractions of a step."""
+    """A continuation of the optimizer's state to fractions of a step.
+
+    `restoration` is the rate per step, unless another is asked for, at which a central flow that
+    starts unstable is made stable.
+    """
+
+    restoration: ClassVar[float]
 
     @abc.abstractmethod
-    def start(self, response: Response, s: State, g: Vector, w: Vector) -> State:
-        """The state a flow starts with, from the optimizer's own state `s` before its step."""
+    def start(self, response: Response, s: State, g: Vector, w: Vector, dt: float) -> State:
+        """The state that a flow in substeps of `dt` starts with.
+
+        `s` is the optimizer's own state before its step at `w`, where the gradient is `g`.
+        """
 
     @abc.abstractmethod
     def post(self, response: Response, s: State, g: Vector, w: Vector, dt: float) -> State:
@@ -69,10 +80,12 @@ class Backward(AbstractStateRate):
     state is quadratic in the gradient; explicit Euler is unstable for momentum.
     """
 
-    def start(self, response: Response, s: State, g: Vector, w: Vector) -> State:
+    restoration: ClassVar[float] = math.inf
+
+    def start(self, response, s, g, w, dt):
         return response.advance(s, g, w)
 
-    def post(self, response: Response, s: State, g: Vector, w: Vector, dt: float) -> State:
+    def post(self, response, s, g, w, dt):
         return s
 
     def fraction(self, J: Float[Array, "..."], dt: float) -> Float[Array, "..."]:
@@ -92,13 +105,17 @@ class Exponential(AbstractStateRate):
     """s <- s + phi (F(s, g) - s) with phi = (1 - J^dt)/(1 - J), then the weights with the new s.
 
     At dt = 1 and without oscillation this is exactly the discrete optimizer. Updating the state
-    first keeps the ringing modes of momentum stable.
+    first keeps the ringing modes of momentum stable. Over the substeps of a step the state used is
+    on average (1 + dt)/2 steps old, so a flow starts with (1 - dt)/2 of an update.
     """
 
-    def start(self, response: Response, s: State, g: Vector, w: Vector) -> State:
-        return s
+    restoration: ClassVar[float] = 0.5
 
-    def post(self, response: Response, s: State, g: Vector, w: Vector, dt: float) -> State:
+    def start(self, response, s, g, w, dt):
+        ds = self.increment(response.advance(s, g, w), s, response.slopes(s, w), (1 - dt) / 2)
+        return jax.tree.map(jnp.add, s, ds)
+
+    def post(self, response, s, g, w, dt):
         ds = self.increment(response.advance(s, g, w), s, response.slopes(s, w), dt)
         return jax.tree.map(jnp.add, s, ds)
 

@@ -2,18 +2,19 @@
 
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from .data import Dataset, read_arrays
 from .data.npz import finite
 from .errors import InputError, OptionError, Problem
-from .losses import AbstractLoss
+from .losses import AbstractLoss, counted
+from .models import Interface
 from .spec import Spec
 
 
@@ -35,6 +36,17 @@ class Layout(eqx.Module):
         return jax.tree.unflatten(self.structure, leaves)
 
 
+class Memory(NamedTuple):
+    """How a task trades time for memory.
+
+    `microbatch` is the number of examples at a time, 0 for all at once; `remat` recomputes
+    activations in the backward pass.
+    """
+
+    microbatch: int = 0
+    remat: bool = False
+
+
 class Task(eqx.Module):
     """The training loss L(w) of flat weights w, and how well w predicts.
 
@@ -43,12 +55,13 @@ class Task(eqx.Module):
     """
 
     loss: AbstractLoss
-    train_inputs: Float[Array, "n f"]
-    train_labels: Int[Array, " n"]
-    test_inputs: Float[Array, "m f"] | None
-    test_labels: Int[Array, " m"] | None
+    train_inputs: Shaped[Array, "n ..."]
+    train_labels: Int[Array, "n ..."]
+    test_inputs: Shaped[Array, "m ..."] | None
+    test_labels: Int[Array, "m ..."] | None
     initial_weights: Float[Array, " d"]
     unravel: Layout
+    memory: Memory = eqx.field(static=True)
     _static: PyTree  # the network without its weights
 
     def __init__(
@@ -58,8 +71,9 @@ class Task(eqx.Module):
         dataset: Dataset,
         dtype: Any,
         initial_weights: Float[Array | np.ndarray, " d"] | None = None,
+        memory: Memory = Memory(),  # noqa: B008
     ):
-        """`network` maps one example [f] to outputs [o]; `initial_weights` replace its own."""
+        """`network` maps one example to outputs; `initial_weights` replace its own."""
         params, self._static = eqx.partition(network, eqx.is_inexact_array)
         leaves, structure = jax.tree.flatten(params)
         self.unravel = Layout(structure, tuple(leaf.shape for leaf in leaves))
@@ -67,11 +81,17 @@ class Task(eqx.Module):
             initial_weights = jnp.concatenate([leaf.ravel() for leaf in leaves])
         self.initial_weights = jnp.asarray(initial_weights, dtype)
         self.loss = loss
-        self.train_inputs = jnp.asarray(dataset.train_inputs, dtype)
+        self.memory = memory
+
+        kind = jnp.int32 if dataset.vocabulary else dtype
+
+        def held(values: np.ndarray | None, dtype: Any) -> Array | None:
+            return None if values is None else jnp.asarray(values, dtype)
+
+        self.train_inputs = jnp.asarray(dataset.train_inputs, kind)
         self.train_labels = jnp.asarray(dataset.train_labels, jnp.int32)
-        has_test = dataset.test_inputs is not None
-        self.test_inputs = jnp.asarray(dataset.test_inputs, dtype) if has_test else None
-        self.test_labels = jnp.asarray(dataset.test_labels, jnp.int32) if has_test else None
+        self.test_inputs = held(dataset.test_inputs, kind)
+        self.test_labels = held(dataset.test_labels, jnp.int32)
 
     @property
     def num_parameters(self) -> int:
@@ -79,35 +99,65 @@ class Task(eqx.Module):
         return self.unravel.size
 
     def predict(
-        self, weights: Float[Array, " d"], inputs: Float[Array, "n f"]
-    ) -> Float[Array, "n o"]:
+        self, weights: Float[Array, " d"], inputs: Shaped[Array, "n ..."]
+    ) -> Float[Array, "n *positions o"]:
         """The network's outputs for every input."""
         return jax.vmap(eqx.combine(self.unravel(weights), self._static))(inputs)
 
     def __call__(self, weights: Float[Array, " d"]) -> Float[Array, ""]:
         """The training loss."""
-        return self.loss(self.predict(weights, self.train_inputs), self.train_labels)
+        number = jnp.sum(counted(self.train_labels), dtype=weights.dtype)
+        return self._sums(weights, self.train_inputs, self.train_labels)[0] / number
 
     def evaluate(self, weights: Float[Array, " d"]) -> dict[str, Float[Array, ""]]:
         """train_accuracy and, where there is a test split, test_loss and test_accuracy."""
-        outputs = self.predict(weights, self.train_inputs)
-        scores = {"train_accuracy": accuracy(outputs, self.train_labels)}
+        number = jnp.sum(counted(self.train_labels), dtype=weights.dtype)
+        _, correct = self._sums(weights, self.train_inputs, self.train_labels)
+        scores = {"train_accuracy": correct / number}
         if self.test_inputs is None or self.test_labels is None:
             return scores
-        outputs = self.predict(weights, self.test_inputs)
-        return scores | {
-            "test_loss": self.loss(outputs, self.test_labels),
-            "test_accuracy": accuracy(outputs, self.test_labels),
-        }
+        number = jnp.sum(counted(self.test_labels), dtype=weights.dtype)
+        loss, correct = self._sums(weights, self.test_inputs, self.test_labels)
+        return scores | {"test_loss": loss / number, "test_accuracy": correct / number}
+
+    def _sums(
+        self,
+        weights: Float[Array, " d"],
+        inputs: Shaped[Array, "n ..."],
+        labels: Int[Array, "n ..."],
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Total loss, and how many labels are predicted correctly, over those that count."""
+
+        def sums(w: Array, x: Array, y: Array) -> tuple[Array, Array]:
+            outputs = self.predict(w, x)
+            return self.loss.total(outputs, y), correct(outputs, y)
+
+        size = self.memory.microbatch
+        if not 0 < size < len(inputs):
+            return (jax.checkpoint(sums) if self.memory.remat else sums)(weights, inputs, labels)
+
+        # The last microbatch is filled up with examples that do not count.
+        missing = -len(inputs) % size
+        inputs = jnp.concatenate([inputs, inputs[:missing]])
+        labels = jnp.concatenate([labels, jnp.full_like(labels[:missing], -1)])
+        batches = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (inputs, labels))
+
+        # Without checkpoints the backward pass would keep the activations of every microbatch.
+        def add(totals: tuple[Array, Array], batch: tuple[Array, Array]) -> tuple:
+            new = jax.checkpoint(sums)(weights, *batch)
+            return (totals[0] + new[0], totals[1] + new[1]), None
+
+        zero = jnp.zeros((), weights.dtype)
+        return jax.lax.scan(add, (zero, zero), batches)[0]
 
 
-def accuracy(outputs: Float[Array, "n o"], labels: Int[Array, " n"]) -> Float[Array, ""]:
-    """Fraction classified correctly: by the largest output, or by the sign of a single one."""
-    if outputs.shape[1] == 1:
-        predicted = (outputs[:, 0] > 0).astype(labels.dtype)
+def correct(outputs: Float[Array, "*n o"], labels: Int[Array, "*n"]) -> Float[Array, ""]:
+    """How many labels are those of the largest output, or of the sign of a single one."""
+    if outputs.shape[-1] == 1:
+        predicted = (outputs[..., 0] > 0).astype(labels.dtype)
     else:
-        predicted = jnp.argmax(outputs, axis=1)
-    return jnp.mean(predicted == labels, dtype=outputs.dtype)
+        predicted = jnp.argmax(outputs, axis=-1)
+    return jnp.sum((predicted == labels) & counted(labels), dtype=outputs.dtype)
 
 
 def build_task(spec: Spec) -> Task:
@@ -129,10 +179,11 @@ def build_task(spec: Spec) -> Task:
     if dataset is None or problems:
         raise InputError(problems)
 
-    outputs = 1 if dataset.classes == 2 else dataset.classes
-    args = (dataset.train_inputs.shape[1], outputs, jax.random.key(spec.seed))
-    model = spec.model.build()
-    shapes = eqx.filter_eval_shape(model.build, *args)
+    model, key = spec.model.build(), jax.random.key(spec.seed)
+    try:
+        shapes = eqx.filter_eval_shape(model.build, interface(dataset), key)
+    except OptionError as error:
+        raise spec.error(f"model.{error.option}", error.message) from None
     d = sum(x.size for x in jax.tree.leaves(shapes) if jnp.issubdtype(x.dtype, jnp.inexact))
     if initial is not None and len(initial) != d:
         message = f"must have {d} entries, one per weight of the model, got {len(initial)}"
@@ -142,7 +193,19 @@ def build_task(spec: Spec) -> Task:
         problems.append(spec.problem("eigen.initial", message))
     if problems:
         raise InputError(problems)
-    return Task(model.build(*args), spec.loss.build(), dataset, spec.precision, initial)
+    network = model.build(interface(dataset), key)
+    memory = Memory(spec.memory.microbatch, spec.memory.remat)
+    return Task(network, spec.loss.build(), dataset, spec.precision, initial, memory)
+
+
+def interface(dataset: Dataset) -> Interface:
+    """What a network for the data has to map."""
+    return Interface(
+        shape=dataset.train_inputs.shape[1:],
+        outputs=1 if dataset.classes == 2 else dataset.classes,
+        vocabulary=dataset.vocabulary,
+        per_position=dataset.train_labels.ndim == 2,
+    )
 
 
 def _read_init(spec: Spec) -> Float[np.ndarray, " d"] | None:

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 from annotated_types import Ge, Lt
@@ -15,11 +18,11 @@ from centralflow_eqx.data import DATASETS, AbstractData
 from centralflow_eqx.flows import PROCESSES
 from centralflow_eqx.losses import LOSSES
 from centralflow_eqx.models import MODELS
-from centralflow_eqx.optimizers import OPTIMIZERS
+from centralflow_eqx.optimizers import GD, OPTIMIZERS, AdamW, DecoupledDecay
 from centralflow_eqx.registry import Registry
 from centralflow_eqx.spec import json_schema, load_spec
 from centralflow_eqx.spec.document import dump, parse
-from centralflow_eqx.spec.options import option_model
+from centralflow_eqx.spec.options import options_of
 
 SPEC = """\
 name: small
@@ -104,7 +107,7 @@ def test_defaults_are_those_of_the_contract(load):
         "model": {"type": "mlp", "widths": [3], "activation": "gelu"},
         "loss": {"type": "mse"},
         "init": None,
-        "optimizer": {"type": "gd", "lr": 0.4},
+        "optimizer": {"type": "gd", "lr": 0.4, "weight_decay": 0.0},
         "processes": ["discrete"],
         "steps": 5,
         "warm_start": 0,
@@ -113,6 +116,7 @@ def test_defaults_are_those_of_the_contract(load):
             "substeps": 4,
             "critical_above": 1.95,
             "state_rate": "exponential",
+            "restoration": None,
             "max_sharpness": 100.0,
             "smoothing": 15.0,
         },
@@ -191,6 +195,58 @@ def test_options_and_schema_come_from_the_fields_of_the_component(load, monkeypa
     assert spread["description"] == "Size of a blob."
 
 
+def step(optimizer):
+    """The optimizer's second step, from a gradient and weights that differ."""
+    w, g = jnp.asarray([1.0, -2.0]), jnp.asarray([0.5, 3.0])
+    _, state = optimizer.update(g, optimizer.init(w), w)
+    return w, optimizer.update(2 * g, state, w)[0]
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS.names()) - {"adamw", "optax"}))
+def test_every_optimizer_takes_decoupled_weight_decay(load, name):
+    halved = "{schedule: exponential_decay, init_value: 0.1, transition_steps: 1, decay_rate: 0.5}"
+    section = f"optimizer={{type: {name}, lr: {halved}}}"
+    plain = load(SPEC, section).optimizer.build()
+    decayed = load(SPEC, section, "optimizer.weight_decay=3").optimizer.build()
+    assert type(plain) is OPTIMIZERS[name]
+    w, undecayed = step(plain)
+    np.testing.assert_allclose(step(decayed)[1], undecayed - 0.05 * 3 * w, rtol=1e-12)
+
+
+def test_weight_decay_is_the_rules_own_where_it_has_one(load):
+    adamw = load(SPEC, "optimizer={type: adamw, lr: 0.1, weight_decay: 0.2}").optimizer.build()
+    assert isinstance(adamw, AdamW)
+    assert adamw.weight_decay == 0.2
+    decayed = load(SPEC, "optimizer.weight_decay=0.2").optimizer.build()
+    assert isinstance(decayed, DecoupledDecay)
+    assert isinstance(decayed.rule, GD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd(AbstractData):
+    """Fields of types that a spec cannot hold, and defaults that do not fit their types."""
+
+    size: float = None  # type: ignore
+    limit: float = float("inf")
+    pair: Any = (1, 2)
+    function: Callable = len
+    inner: Blobs = Blobs(0.5)
+    made: list[int] = dataclasses.field(default_factory=lambda: [1])
+
+    def load(self, seed):
+        raise NotImplementedError
+
+
+def test_what_a_spec_cannot_hold_is_left_to_the_component(load, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_components", dict(DATASETS._components))
+    DATASETS.register("odd")(Odd)
+    spec = load(SPEC, "data={type: odd}")
+    assert yaml.safe_load(spec.to_yaml())["data"] == {"type": "odd", "made": [1]}
+    assert spec.data.build() == Odd()
+    assert load(spec.to_yaml()).data.build() == Odd()
+    assert load(SPEC, "data={type: odd, size: 2}").data.build() == Odd(size=2.0)
+
+
 def test_a_name_is_registered_once():
     registry = Registry("thing")
     registry.register("x")(Blobs)
@@ -210,7 +266,7 @@ def test_json_schema_covers_every_component_and_resolves():
         ("optimizer", OPTIMIZERS),
     ):
         for name in registry.names():
-            model = option_model(registry[name], name)
+            model = options_of(registry, name)
             found = definitions[model.__name__]
             assert found["properties"]["type"]["const"] == name
             assert set(found["properties"]) == set(model.model_fields)

@@ -22,7 +22,7 @@ from centralflow_eqx.state_rate import Backward, Exponential
 D = 6
 KEY = jr.key(0)
 LINEAR = {"schedule": "linear", "init_value": 0.1, "end_value": 0.0, "transition_steps": 10}
-RULES = {name: OPTIMIZERS[name](lr=0.1) for name in OPTIMIZERS.names()} | {
+RULES = {name: OPTIMIZERS[name](lr=0.1) for name in OPTIMIZERS.names() if name != "optax"} | {
     "gd scheduled": GD(LINEAR),
     "rmsprop debiased": RMSProp(0.1, 0.9, 1e-3, True),
     "memoryless": HeavyBall(0.1, 0.0),

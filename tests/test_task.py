@@ -10,7 +10,7 @@ import pytest
 
 from centralflow_eqx.data import Dataset
 from centralflow_eqx.losses import MSE, CrossEntropy
-from centralflow_eqx.models import MLP
+from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.spec import load_spec
 from centralflow_eqx.task import Task, build_task
 
@@ -154,7 +154,7 @@ def test_three_derivatives(loss, activation, classes):
         rng.normal(size=(5, 2)), np.array([0, 1, classes - 1, 0, 1]), None, None, classes
     )
     outputs = 1 if classes == 2 else classes
-    network = MLP((3,), activation).build(2, outputs, jax.random.key(0))
+    network = MLP((3,), activation).build(Interface((2,), outputs), jax.random.key(0))
     task = Task(network, loss, data, "float64")
     direction = jnp.asarray(rng.normal(size=task.num_parameters))
 
@@ -191,4 +191,4 @@ def test_scores_of_a_linear_model_by_hand():
 
 def test_relu_warns():
     with pytest.warns(UserWarning, match="relu has kinks"):
-        MLP((2,), "relu").build(2, 1, jax.random.key(0))
+        MLP((2,), "relu").build(Interface((2,), 1), jax.random.key(0))

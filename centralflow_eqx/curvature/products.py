@@ -18,10 +18,22 @@ class LocalModel(NamedTuple):
     hvps: Callable[[Float[Array, "d m"]], Float[Array, "d m"]]
 
 
-def local_model(loss: Loss, w: Float[Array, " d"]) -> LocalModel:
-    """Linearise the gradient at `w` once; every product after that costs its linear part only."""
+def local_model(loss: Loss, w: Float[Array, " d"], chunk: int = 0) -> LocalModel:
+    """Linearise the gradient at `w` once; every product after that costs its linear part only.
+
+    Columns are multiplied `chunk` at a time, 0 for all at once.
+    """
     (value, grad), tangent = jax.linearize(jax.value_and_grad(loss), w)
-    return LocalModel(value, grad, jax.vmap(lambda v: tangent(v)[1], in_axes=1, out_axes=1))
+
+    def product(v: Float[Array, " d"]) -> Float[Array, " d"]:
+        return tangent(v)[1]
+
+    def hvps(V: Float[Array, "d m"]) -> Float[Array, "d m"]:
+        if 0 < chunk < V.shape[1]:
+            return jax.lax.map(product, V.T, batch_size=chunk).T
+        return jax.vmap(product, in_axes=1, out_axes=1)(V)
+
+    return LocalModel(value, grad, hvps)
 
 
 def third_derivative(

@@ -1,12 +1,12 @@
 """What every process has in common: it is observed, then moves by one optimizer step."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from ..curvature import EigenTracker, Loss
+from ..curvature import EigenTracker, LocalModel, Loss, local_model
 from ..response import Response, State, Vector
 from ..state_rate import AbstractStateRate
 
@@ -27,8 +27,10 @@ class Setting(eqx.Module):
     """What processes share: the loss, the optimizer's derived response and the flow's settings.
 
     `substeps` is the number of Euler steps of a central flow per optimizer step, `critical_above`
-    the effective eigenvalue from which a direction may oscillate, `max_sharpness` the effective
-    eigenvalue at which a stable flow gives up.
+    the effective eigenvalue from which a direction may oscillate, `restoration` the rate, per
+    optimizer step, at which a central flow that starts unstable is made stable, `max_sharpness`
+    the effective eigenvalue at which a stable flow gives up, `hvp_chunk` the number of
+    Hessian-vector products taken at once (0: all).
     """
 
     loss: Loss
@@ -37,7 +39,13 @@ class Setting(eqx.Module):
     tracker: EigenTracker
     substeps: int = 4
     critical_above: float = 1.95
+    restoration: float = float("inf")
     max_sharpness: float = 100.0
+    hvp_chunk: int = 0
+
+    def local_model(self, w: Vector) -> LocalModel:
+        """Loss, gradient and Hessian-vector products at `w`."""
+        return local_model(self.loss, w, self.hvp_chunk)
 
 
 class Observation(eqx.Module):
@@ -58,10 +66,12 @@ class Observation(eqx.Module):
 class AbstractProcess(eqx.Module):
     """Something that evolves in optimizer steps from given weights and optimizer state.
 
-    Everything that evolves is in one pytree, the state.
+    Everything that evolves is in one pytree, the state. `follows_flow` says whether the process
+    needs the rule to have a flow.
     """
 
     setting: eqx.AbstractVar[Setting]
+    follows_flow: ClassVar[bool]
 
     @abc.abstractmethod
     def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> Any:

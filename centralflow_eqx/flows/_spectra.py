@@ -15,7 +15,8 @@ from ._base import Setting
 class Spectra(eqx.Module):
     """Tracked eigenpairs of the effective Hessian and of the Hessian itself.
 
-    `raw` is absent where the two differ by a scalar factor only.
+    `raw` is absent where the two differ by a scalar factor only, or where there is no effective
+    Hessian and the other takes its place.
     """
 
     effective: Eigenpairs
@@ -31,7 +32,8 @@ class Spectra(eqx.Module):
 def start_spectra(setting: Setting, w: Vector, capacity: int, key: PRNGKeyArray) -> Spectra:
     """Spectra of which nothing is known yet."""
     effective, raw = (unsolved(w.size, capacity, w.dtype, k) for k in jr.split(key))
-    return Spectra(effective, None if setting.response.structure.scalar_gain else raw)
+    differ = setting.response.structure.gain in ("diagonal", "general")
+    return Spectra(effective, raw if differ else None)
 
 
 def widen_spectra(spectra: Spectra, capacity: int) -> Spectra:
@@ -112,17 +114,15 @@ def common_series(
     }
     if spectra.raw is not None:
         series["raw_eigenvalues"] = visible(spectra.raw.theta)
+    elif setting.response.structure.gain == "none":
+        series["raw_eigenvalues"] = series["eigenvalues"]
+        series["eigenvalues"] = jnp.full_like(effective.theta, jnp.nan)
     else:
         step_size = jnp.mean(lx.diagonal(gain))
         series["raw_eigenvalues"] = visible(effective.theta / step_size)
         series["effective_step"] = step_size
-    return series | _state_sums(post)
-
-
-def _state_sums(state: State) -> dict[str, Array]:
-    """The sum over each part of the optimizer's state, by the part's name."""
-    sums: dict[str, Array] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        name = f"state/{jax.tree_util.keystr(path[:1], simple=True)}_sum"
-        sums[name] = sums.get(name, 0) + jnp.sum(leaf)
-    return sums
+    parts = setting.response.rule.parts(post, model.grad)
+    return series | {
+        f"state/{name}_sum": sum((jnp.sum(x) for x in jax.tree.leaves(part)), jnp.zeros(()))
+        for name, part in parts.items()
+    }

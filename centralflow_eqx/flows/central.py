@@ -1,12 +1,14 @@
 """The central flow: the time average of an optimizer that oscillates."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..complementarity import RESULTS
-from ..curvature import LocalModel, fourth_derivatives, local_model
+from ..curvature import LocalModel, fourth_derivatives
 from ..oscillation import Oscillation, Point, oscillate
 from ..response import State, Vector, apply_columns, relax
 from ._base import STOP, AbstractProcess, Observation, Setting
@@ -15,11 +17,15 @@ from ._spectra import Spectra, common_series, start_spectra, track_raw, widen_sp
 
 
 class CentralState(eqx.Module):
-    """Weights, the optimizer state in the convention of the state rate, tracked spectra."""
+    """Weights, the optimizer state in the convention of the state rate, tracked spectra.
+
+    `slack` is how far eigenvalues may still exceed 2 because the flow started unstable.
+    """
 
     w: Vector
     s: State
     spectra: Spectra
+    slack: Float[Array, ""]
 
 
 @PROCESSES.register("central")
@@ -32,12 +38,14 @@ class Central(AbstractProcess):
     """
 
     setting: Setting
+    follows_flow: ClassVar[bool] = True
 
     def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> CentralState:
         setting = self.setting
         grad = jax.grad(setting.loss)(w)
-        start = setting.rate.start(setting.response, relax(s, w), grad, w)
-        return CentralState(w, start, start_spectra(setting, w, capacity, key))
+        start = setting.rate.start(setting.response, relax(s, w), grad, w, 1 / setting.substeps)
+        anything = jnp.asarray(jnp.inf, w.dtype)
+        return CentralState(w, start, start_spectra(setting, w, capacity, key), anything)
 
     def step(
         self, state: CentralState, observed: Bool[Array, ""]
@@ -59,14 +67,15 @@ class Central(AbstractProcess):
         )
 
     def widen(self, state: CentralState, capacity: int) -> CentralState:
-        return CentralState(state.w, state.s, widen_spectra(state.spectra, capacity))
+        spectra = widen_spectra(state.spectra, capacity)
+        return CentralState(state.w, state.s, spectra, state.slack)
 
     def _substep(
         self, state: CentralState, first: Bool[Array, ""], observed: Bool[Array, ""]
     ) -> tuple[CentralState, Observation]:
         setting, w = self.setting, state.w
         response, rate, dt = setting.response, setting.rate, 1 / setting.substeps
-        model = local_model(setting.loss, w)
+        model = setting.local_model(w)
         post = rate.post(response, state.s, model.grad, w, dt)
         gain = response.gain(post, w)
         pairs = setting.tracker.solve(
@@ -78,7 +87,16 @@ class Central(AbstractProcess):
         )
         spectra = track_raw(setting, model, Spectra(pairs, state.spectra.raw), observed)
         point = Point(w, post, model.grad, gain, pairs)
-        oscillation = oscillate(setting.loss, response, rate, point, setting.critical_above, dt)
+        oscillation = oscillate(
+            setting.loss,
+            response,
+            rate,
+            point,
+            setting.critical_above,
+            state.slack,
+            setting.restoration,
+            dt,
+        )
         series = common_series(setting, model, post, gain, spectra)
         series |= _predictions(model, point, oscillation)
         series |= _diagnostics(setting, point, oscillation, observed)
@@ -91,7 +109,7 @@ class Central(AbstractProcess):
             _stop(oscillation),
             _eigenvectors(point, oscillation),
         )
-        return CentralState(w_new, s_new, spectra), observation
+        return CentralState(w_new, s_new, spectra, oscillation.slack), observation
 
 
 def _stop(oscillation: Oscillation) -> STOP:
@@ -138,8 +156,9 @@ def _diagnostics(
     Per direction, `trust_cubic` is the fraction by which a move as large as the oscillation can
     change the eigenvalue, sqrt(X_ii) (D3^T K D3)^(1/2) / theta_i with D3 = D3[u_i, u_i];
     `trust_quartic` the neglected quartic share of the averaged loss,
-    X_ii |D4[u_i, u_i, u_i, u_i]| / (12 theta_i). Above 0.3 in either, or with unconverged
-    eigenpairs, the row is flagged `untrusted`.
+    X_ii |D4[u_i, u_i, u_i, u_i]| / (12 theta_i); `trust_response` the share of the optimizer's
+    step that is not linear in a gradient as large as it gets (clipping that has become active).
+    Above 0.3 in any, or with unconverged eigenpairs, the row is flagged `untrusted`.
     """
     pairs, solution, critical = point.pairs, oscillation.solution, oscillation.critical
     variance = jnp.maximum(jnp.diagonal(solution.X), 0).astype(point.w.dtype)
@@ -152,7 +171,10 @@ def _diagnostics(
         * jnp.abs(fourth_derivatives(setting.loss, point.w, pairs.U, watched))
         / (12 * size)
     )
-    doubtful = jnp.any(cubic > 0.3) | jnp.any(quartic > 0.3) | ~pairs.converged
+    peak = point.grad + pairs.Y @ (pairs.theta * jnp.sqrt(variance))
+    nonlinearity = setting.response.nonlinearity(point.post, point.w, peak)
+    small = jnp.all(cubic <= 0.3) & jnp.all(quartic <= 0.3) & (nonlinearity <= 0.3)
+    doubtful = ~(small & pairs.converged)
     return {
         "critical_directions": critical,
         "sdcp_residual": solution.residual,
@@ -161,5 +183,6 @@ def _diagnostics(
         "gradients": jnp.ones((), jnp.int32),
         "trust_cubic": jnp.where(pairs.mask, cubic, jnp.nan),
         "trust_quartic": jnp.where(pairs.mask, quartic, jnp.nan),
+        "trust_response": nonlinearity,
         "untrusted": (doubtful | (solution.result != RESULTS.solved)).astype(jnp.int32),
     }

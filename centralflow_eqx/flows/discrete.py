@@ -1,10 +1,11 @@
 """The optimizer itself."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from ..curvature import local_model
 from ..response import State, Vector, relax
 from ._base import STOP, AbstractProcess, Observation, Setting
 from ._registry import PROCESSES
@@ -24,6 +25,7 @@ class Discrete(AbstractProcess):
     """The optimizer's own iteration w+ = w + G(s, g, w)."""
 
     setting: Setting
+    follows_flow: ClassVar[bool] = False
 
     def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> DiscreteState:
         return DiscreteState(w, s, start_spectra(self.setting, w, capacity, key))
@@ -32,7 +34,7 @@ class Discrete(AbstractProcess):
         self, state: DiscreteState, observed: Bool[Array, ""]
     ) -> tuple[DiscreteState, Observation]:
         setting, w = self.setting, state.w
-        model = local_model(setting.loss, w)
+        model = setting.local_model(w)
         step, s = setting.response.rule.update(model.grad, state.s, w)
         post = relax(s, w)
         gain = setting.response.gain(post, w)

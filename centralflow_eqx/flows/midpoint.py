@@ -1,11 +1,12 @@
 """The optimizer's iterates with their oscillation averaged out."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from ..curvature import local_model
 from ..response import State, Vector, relax
 from ._base import STOP, AbstractProcess, Observation, Setting
 from ._registry import PROCESSES
@@ -30,6 +31,7 @@ class Midpoint(AbstractProcess):
     """
 
     setting: Setting
+    follows_flow: ClassVar[bool] = False
 
     def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> MidpointState:
         # NaN marks that nothing came before the first iterate.
@@ -44,7 +46,7 @@ class Midpoint(AbstractProcess):
         first = jnp.all(jnp.isnan(state.before))
         middle = jnp.where(first, w, (state.before + 2 * w + (w + step)) / 4)
         post = relax(s, w)
-        model = local_model(setting.loss, middle)
+        model = setting.local_model(middle)
         gain = setting.response.gain(post, middle)
         spectra = track_for_record(setting, model, gain, state.spectra, observed)
         series = common_series(setting, model, post, gain, spectra)

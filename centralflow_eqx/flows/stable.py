@@ -1,6 +1,6 @@
 """The flow of an optimizer that never oscillates."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
-from ..curvature import local_model
 from ..response import State, Vector, relax
 from ._base import STOP, AbstractProcess, Observation, Setting
 from ._registry import PROCESSES
@@ -33,18 +32,20 @@ class Stable(AbstractProcess):
     """
 
     setting: Setting
+    follows_flow: ClassVar[bool] = True
     max_substeps: int = 4096
 
     def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> StableState:
-        response = self.setting.response
-        post = response.advance(relax(s, w), jax.grad(self.setting.loss)(w), w)
+        setting = self.setting
+        grad = jax.grad(setting.loss)(w)
+        post = setting.rate.start(setting.response, relax(s, w), grad, w, 0.0)
         return StableState(w, post, start_spectra(self.setting, w, capacity, key))
 
     def step(
         self, state: StableState, observed: Bool[Array, ""]
     ) -> tuple[StableState, Observation]:
         setting, w, post = self.setting, state.w, state.post
-        model = local_model(setting.loss, w)
+        model = setting.local_model(w)
         gain = setting.response.gain(post, w)
         spectra = track_for_record(setting, model, gain, state.spectra, observed)
         sharpness = spectra.effective.theta[0]

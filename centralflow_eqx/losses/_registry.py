@@ -3,4 +3,4 @@
 from ..registry import Registry
 from ._base import AbstractLoss
 
-LOSSES: Registry[AbstractLoss] = Registry("loss")
+LOSSES: Registry[AbstractLoss] = Registry("loss", AbstractLoss)

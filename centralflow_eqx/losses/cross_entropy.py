@@ -1,8 +1,12 @@
 """Cross-entropy."""
 
-import jax.numpy as jnp
+from typing import Annotated
+
+import jax
 import optax
+from annotated_types import Ge, Lt
 from jaxtyping import Array, Float, Int
+from typing_extensions import Doc
 
 from ._base import AbstractLoss
 from ._registry import LOSSES
@@ -12,9 +16,15 @@ from ._registry import LOSSES
 class CrossEntropy(AbstractLoss):
     """Cross-entropy in nats: softmax, or logistic for one output."""
 
-    def __call__(self, outputs: Float[Array, "n o"], labels: Int[Array, " n"]) -> Float[Array, ""]:
-        if outputs.shape[1] == 1:
-            each = optax.sigmoid_binary_cross_entropy(outputs[:, 0], labels)
-        else:
-            each = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
-        return jnp.mean(each)
+    label_smoothing: Annotated[
+        float, Ge(0), Lt(1), Doc("Share of the target that is spread evenly over all classes.")
+    ] = 0.0
+
+    def each(self, outputs: Float[Array, "*n o"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        if outputs.shape[-1] == 1:
+            share = self.label_smoothing
+            target = (1 - share) * labels.astype(outputs.dtype) + share / 2
+            return optax.sigmoid_binary_cross_entropy(outputs[..., 0], target)
+        one_hot = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+        target = optax.smooth_labels(one_hot, self.label_smoothing)
+        return optax.softmax_cross_entropy(outputs, target)

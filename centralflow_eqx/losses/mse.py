@@ -12,9 +12,9 @@ from ._registry import LOSSES
 class MSE(AbstractLoss):
     """Half the squared error, summed over outputs; targets are one-hot, or +-1 for one output."""
 
-    def __call__(self, outputs: Float[Array, "n o"], labels: Int[Array, " n"]) -> Float[Array, ""]:
-        if outputs.shape[1] == 1:
-            targets = (2 * labels - 1).astype(outputs.dtype)[:, None]
+    def each(self, outputs: Float[Array, "*n o"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
+        if outputs.shape[-1] == 1:
+            targets = (2 * labels - 1).astype(outputs.dtype)[..., None]
         else:
-            targets = jax.nn.one_hot(labels, outputs.shape[1], dtype=outputs.dtype)
-        return 0.5 * jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1))
+            targets = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+        return 0.5 * jnp.sum((outputs - targets) ** 2, axis=-1)

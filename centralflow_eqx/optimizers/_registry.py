@@ -2,5 +2,8 @@
 
 from ..registry import Registry
 from ._base import AbstractOptimizer
+from ._options import OptimizerOptions
 
-OPTIMIZERS: Registry[AbstractOptimizer] = Registry("optimizer")
+OPTIMIZERS: Registry[AbstractOptimizer] = Registry(
+    "optimizer", AbstractOptimizer, options_base=OptimizerOptions
+)

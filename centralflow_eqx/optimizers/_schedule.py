@@ -97,14 +97,18 @@ _FUNCTIONS = {
     if name.endswith(("_schedule", "_decay")) and name != "sgdr_schedule"
 }
 _MODELS = {name: _options(name, function) for name, function in _FUNCTIONS.items()}
-_Number = Annotated[float, Gt(0), Tag("number")]
-_Value = Annotated[
-    Union[(_Number, *(Annotated[model, Tag(name)] for name, model in _MODELS.items()))],
-    Discriminator(_kind),
-]
 
-LearningRate = Annotated[Schedule, SpecType(_Value)]
-"""A field for a learning rate; in a spec a number > 0 or `{schedule: NAME, ...}`."""
+
+def or_schedule(number: Any) -> Any:
+    """The type of what a spec may give where it may give `number` or `{schedule: NAME, ...}`."""
+    schedules = (Annotated[model, Tag(name)] for name, model in _MODELS.items())
+    return Annotated[
+        Union[(Annotated[number, Tag("number")], *schedules)],
+        Discriminator(_kind),
+    ]
+
+
+_Value = or_schedule(Annotated[float, Gt(0)])
 
 
 def as_schedule(value: Any) -> Schedule:
@@ -119,3 +123,7 @@ def as_schedule(value: Any) -> Schedule:
     is_rule = callable(value) and not isinstance(value, ScheduleOptions)
     rule: Any = value if is_rule else TypeAdapter(_Value).validate_python(value, strict=True)
     return Schedule(rule)
+
+
+LearningRate = Annotated[Schedule, SpecType(_Value, as_schedule)]
+"""A field for a learning rate; in a spec a number > 0 or `{schedule: NAME, ...}`."""

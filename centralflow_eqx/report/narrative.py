@@ -80,6 +80,7 @@ class Trust:
     rows: int
     cubic: Peak | None
     quartic: Peak | None
+    response: Peak | None
     sdcp_residual: Peak | None
     eigen_residual: Peak | None
 
@@ -248,6 +249,7 @@ def _trust(run: Run) -> Trust:
         int(doubted.sum()),
         _peak(run, "trust_cubic"),
         _peak(run, "trust_quartic"),
+        _peak(run, "trust_response"),
         _peak(run, "sdcp_residual"),
         _peak(run, "eigen_residuals"),
     )
@@ -365,6 +367,7 @@ def _doubts(facts: Facts) -> Iterator[str]:
     indicators = (
         ("cubic indicator", trust.cubic, f" (doubtful above {_TRUST_LIMIT})"),
         ("quartic indicator", trust.quartic, f" (doubtful above {_TRUST_LIMIT})"),
+        ("nonlinear share of the step", trust.response, f" (doubtful above {_TRUST_LIMIT})"),
         ("residual of the complementarity problem", trust.sdcp_residual, ""),
         ("residual of a tracked eigenpair", trust.eigen_residual, ""),
     )

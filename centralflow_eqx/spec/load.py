@@ -8,16 +8,24 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import InputError, Problem
+from ..errors import InputError, OptionError, Problem, show
+from ..registry import Registry
 from .document import KeyPath, Node, override, read
-from .schema import Eigen, Flow, Spec, problem_at, spec_model
+from .options import Options, options_of
+from .schema import Eigen, Flow, Spec, problem_at, registries, spec_model
+from .user_class import class_options
 from .wording import problem
 
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
 
 
-def load_spec(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Spec:
+def load_spec(
+    path: str | os.PathLike, overrides: Sequence[str] = (), user_code: bool = True
+) -> Spec:
     """Read and check the spec at `path`, with `key.subkey=value` overrides applied.
+
+    A component whose `type` is the dotted name of a class is imported, which runs the code of its
+    module; with `user_code=False` that is refused, and nothing but this package is imported.
 
     Raises `InputError` with every problem found, in the order of the file's lines.
     """
@@ -25,16 +33,52 @@ def load_spec(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Spec:
     document, problems = read(path)
     document, refused = override(document, overrides)
     problems += refused + list(_cross_checks(document))
-    model = spec_model()
+    folder = path.absolute().parent
+    special, refused = _special_models(document, folder, user_code)
+    problems += refused
+    model = spec_model(special)
     # JSON mode is pydantic's strict mode for data that has lists but no tuples, as YAML does.
     try:
         text = json.dumps(document.plain())
-        spec = model.model_validate_json(text, context={"folder": path.absolute().parent})
+        spec = model.model_validate_json(text, context={"folder": folder})
     except ValidationError as error:
         problems += [problem(details, model, document) for details in error.errors()]
     if problems:
         raise InputError(_distinct(problems))
     return _resolve(spec, document)
+
+
+def _special_models(
+    document: Node, folder: Path, user_code: bool
+) -> tuple[dict[str, type[Options]], list[Problem]]:
+    """By section, the option model that the section's own content asks for."""
+    models, problems = {}, []
+    for section, registry in registries().items():
+        node, found = document.find((section,))
+        given = node.plain() if found else None
+        if not isinstance(given, dict) or not isinstance(given.get("type"), str):
+            continue
+        try:
+            model = _special_model(registry, given, folder, user_code)
+        except OptionError as error:
+            problems.append(problem_at(document, (section, error.option), error.message))
+        else:
+            models |= {section: model} if model else {}
+    return models, problems
+
+
+def _special_model(
+    registry: Registry, given: dict[str, Any], folder: Path, user_code: bool
+) -> type[Options] | None:
+    name = given["type"]
+    if name in registry.names():
+        return options_of(registry, name).specialised(given)
+    if "." not in name or registry.base is None:
+        return None
+    if not user_code:
+        message = f"{show(name)} would import code, which --no-user-code refuses"
+        raise OptionError("type", f"{message}; must be one of {', '.join(registry.names())}")
+    return class_options(registry, given, folder)
 
 
 def _distinct(problems: list[Problem]) -> list[Problem]:

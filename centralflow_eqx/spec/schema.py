@@ -1,5 +1,6 @@
 """The schema of a spec. Sections of components are derived from the registries."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,10 +8,10 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import PrivateAttr, StringConstraints, create_model
 
 from ..errors import InputError, Problem
-from ..registry import InputFile
+from ..registry import InputFile, Registry
 from .document import Node, dotted, dump
-from .options import Options, Section, any_of
-from .wording import Allowed
+from .options import Allowed, Options, Section, any_of
+from .user_class import ClassOptions
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -53,6 +54,9 @@ class Flow(Section):
     """Eigenvalues above this may oscillate."""
     state_rate: Literal["exponential", "backward"] = "exponential"
     """How fast the optimizer's state follows."""
+    restoration: Positive | None = None
+    """Rate, per step, at which a central flow that starts unstable is made stable; null: 0.5 with
+    exponential, within a substep with backward."""
     max_sharpness: Positive = 100.0
     """The stable flow stops when the effective sharpness passes this."""
     smoothing: Annotated[float, Ge(0)] = 15.0
@@ -71,11 +75,11 @@ class Record(Section):
 class Memory(Section):
     """Trading time for memory."""
 
-    microbatch: Annotated[Literal[0], Allowed(f"0 {_ONLY}")] = 0
+    microbatch: Count = 0
     """Examples at a time; 0: all at once."""
-    hvp_chunk: Annotated[Literal[0], Allowed(f"0 {_ONLY}")] = 0
+    hvp_chunk: Count = 0
     """Hessian-vector products at a time; 0: all at once."""
-    remat: Annotated[Literal[False], Allowed(f"false {_ONLY}")] = False
+    remat: bool = False
     """Recompute activations in the backward pass."""
 
 
@@ -150,14 +154,28 @@ def problem_at(document: Node, path: tuple[str | int, ...], message: str) -> Pro
     return Problem(node.at if found else node.key_at, dotted(path), message)
 
 
-def spec_model() -> type[Spec]:
-    """`Spec` with the options of everything registered so far."""
+def registries() -> dict[str, Registry]:
+    """What the `type` of each section of components may name."""
     from ..data import DATASETS
-    from ..flows import PROCESSES
     from ..losses import LOSSES
     from ..models import MODELS
     from ..optimizers import OPTIMIZERS
 
+    return {"data": DATASETS, "model": MODELS, "loss": LOSSES, "optimizer": OPTIMIZERS}
+
+
+def spec_model(special: Mapping[str, type[Options]] | None = None) -> type[Spec]:
+    """`Spec` with the options of everything registered so far.
+
+    `special` has, by section, models that are only meant for one spec.
+    """
+    from ..flows import PROCESSES
+
+    special = special or {}
+    sections: dict[str, Any] = {
+        section: any_of(registry, special.get(section))
+        for section, registry in registries().items()
+    }
     names = PROCESSES.names()
     words = Allowed(f"one of {', '.join(names)} {_ONLY}")
     process: Any = Annotated[Literal[names], words]
@@ -165,18 +183,21 @@ def spec_model() -> type[Spec]:
         "Spec",
         __base__=Spec,
         __doc__=Spec.__doc__,
-        data=any_of(DATASETS),
-        model=any_of(MODELS),
-        loss=any_of(LOSSES),
-        optimizer=any_of(OPTIMIZERS),
         processes=Annotated[tuple[process, ...], MinLen(1)],
+        **sections,
     )
 
 
 def json_schema() -> dict[str, Any]:
     """JSON schema of a spec file, for editors."""
+    schema = spec_model().model_json_schema()
+    schema["$defs"]["ClassOptions"] = ClassOptions.model_json_schema()
+    for section, registry in registries().items():
+        if registry.base is not None:
+            named, dotted_name = schema["properties"][section], {"$ref": "#/$defs/ClassOptions"}
+            schema["properties"][section] = {"anyOf": [named, dotted_name]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **spec_model().model_json_schema(),
+        **schema,
         "title": "centralflow_eqx spec",
     }

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from ..errors import Problem, did_you_mean, show
 from .document import KeyPath, Node, dotted
-from .options import tag
+from .options import Allowed, Also, tag
 
 _WORDS = {
     int: "a whole number",
@@ -22,13 +22,6 @@ _WORDS = {
     dict: "a mapping",
 }
 _BOUNDS = ((Gt, ">", "gt"), (Ge, ">=", "ge"), (Lt, "<", "lt"), (Le, "<=", "le"))
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """Annotates a field with the words for its allowed values."""
-
-    text: str
 
 
 def describe(hint: Any, metadata: tuple = ()) -> str:
@@ -61,6 +54,12 @@ def describe(hint: Any, metadata: tuple = ()) -> str:
     return " ".join(filter(None, (words, " and ".join(bounds))))
 
 
+def _several(hint: Any) -> bool:
+    """Whether a type is a union of several, null aside."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else ()
+    return len(set(members) - {types.NoneType}) > 1
+
+
 def _models(hint: Any) -> list[type[BaseModel]]:
     """The option models among the members of a type."""
     if isinstance(hint, type) and issubclass(hint, BaseModel):
@@ -79,8 +78,10 @@ class _Place:
     metadata: tuple = ()
 
     def step(self, part: str | int, models: list[type[BaseModel]]) -> "_Place":
+        if get_origin(self.hint) is dict:
+            return _Place((*self.path, part), get_args(self.hint)[1])
         if isinstance(part, int):
-            return _Place((*self.path, part), get_args(self.hint)[0])
+            return _Place((*self.path, part), next(iter(get_args(self.hint)), Any))
         field = models[0].model_fields[part]
         return _Place((*self.path, part), field.annotation, tuple(field.metadata))
 
@@ -93,10 +94,16 @@ def _locate(root: type[BaseModel], loc: tuple) -> tuple[_Place, list[type[BaseMo
     """
     place, models = _Place((), root), [root]
     for part in loc:
+        if not models and _several(place.hint):
+            break  # none of the alternatives fits: the whole value is at fault
         chosen = [m for m in models if tag(m)[1] == part] if len(models) > 1 else []
         if chosen:
             models = chosen
-        elif isinstance(part, int) or (len(models) == 1 and part in models[0].model_fields):
+        elif (
+            isinstance(part, int)
+            or (len(models) == 1 and part in models[0].model_fields)
+            or (get_origin(place.hint) is dict and part != "[key]")
+        ):
             place = place.step(part, models)
             models = _models(place.hint)
     return place, models
@@ -120,8 +127,10 @@ def problem(error: ErrorDetails, root: type[BaseModel], document: Node) -> Probl
     path, hint, metadata = place.path, place.hint, place.metadata
     if kind.startswith("union_tag"):
         key = tag(models[0])[0]
-        path, metadata = (*path, key), ()
+        path = (*path, key)
         hint = Literal[tuple(tag(m)[1] for m in models)]
+        also = "".join(note.text for note in place.metadata if isinstance(note, Also))
+        metadata = (Allowed(describe(hint) + also),)
     elif unknown:
         path = (*path, loc[-1])
 

@@ -1,0 +1,93 @@
+"""What memory a run will need, known before anything is compiled."""
+
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from .curvature import Loss, local_model, third_derivative
+from .response import Vector
+
+FUSED = 0.7
+"""Share of the intermediate arrays of a traced program that the compiler keeps, about."""
+
+
+def estimate_peak(loss: Loss, w: Vector, columns: int, chunk: int = 0) -> dict[str, int]:
+    """Bytes that the largest intermediate arrays take, for each of what a flow's step computes.
+
+    Keys are "gradient", "hvps" (Hessian-vector products with `columns` vectors, `chunk` at a time)
+    and "third_derivative"; the peak of a step is about the largest. Only shapes are traced. The
+    vectors of the eigensolver itself, some 20 per column, are in "hvps".
+    """
+    V = jax.ShapeDtypeStruct((w.size, columns), w.dtype)
+    vector = jax.ShapeDtypeStruct(w.shape, w.dtype)
+    programs = {
+        "gradient": jax.make_jaxpr(jax.grad(loss))(vector),
+        "hvps": jax.make_jaxpr(lambda w, V: local_model(loss, w, chunk).hvps(V))(vector, V),
+        "third_derivative": jax.make_jaxpr(lambda w, u: third_derivative(loss, w, u, u))(
+            vector, vector
+        ),
+    }
+    peaks = {name: int(FUSED * peak_bytes(program.jaxpr)) for name, program in programs.items()}
+    basis = 20 * w.size * columns * jnp.dtype(w.dtype).itemsize
+    return peaks | {"hvps": peaks["hvps"] + basis}
+
+
+def peak_bytes(jaxpr: Jaxpr) -> int:
+    """Most bytes alive at once when `jaxpr` runs line by line, its inputs aside."""
+    last_use = {
+        var: i
+        for i, eqn in enumerate(jaxpr.eqns)
+        for var in (*eqn.invars, *eqn.outvars)
+        if not isinstance(var, Literal)
+    }
+    kept = {var for var in (*jaxpr.invars, *jaxpr.constvars) if not isinstance(var, Literal)}
+    kept |= {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+    alive = peak = 0
+    for i, eqn in enumerate(jaxpr.eqns):
+        alive += sum(_size(var.aval) for var in eqn.outvars)
+        inner = max((peak_bytes(sub) for sub in _subprograms(eqn.params)), default=0)
+        peak = max(peak, alive + inner)
+        used = {var for var in (*eqn.invars, *eqn.outvars) if not isinstance(var, Literal)}
+        alive -= sum(_size(var.aval) for var in used if last_use[var] == i and var not in kept)
+    return peak
+
+
+def _size(aval) -> int:
+    return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "shape") else 0
+
+
+def _subprograms(params: dict) -> list[Jaxpr]:
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, Jaxpr):
+                found.append(item)
+    return found
+
+
+def free_memory() -> int | None:
+    """Bytes free on the device that will compute; None if it does not tell."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def warning(peaks: dict[str, int], free: int | None) -> str | None:
+    """What to change where a step does not fit into `free` bytes, or nothing."""
+    name, peak = max(peaks.items(), key=lambda item: item[1])
+    if free is None or peak <= free:
+        return None
+    option = "memory.hvp_chunk (Hessian-vector products at a time) and " if name == "hvps" else ""
+    return (
+        f"a step may need {peak / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; set {option}"
+        "memory.microbatch (examples at a time)"
+    )

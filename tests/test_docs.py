@@ -1,0 +1,62 @@
+"""What the documentation shows runs, and prints what it says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import jax
+import pytest
+from _losses import quick_compilation  # noqa: F401
+
+from centralflow_eqx.cli import main
+from centralflow_eqx.spec import load_spec
+
+ROOT = Path(__file__).parents[1]
+TUTORIAL = ROOT / "docs" / "write_an_optimizer.md"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The tutorial's two files, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    (folder / "my_optimizer.py").write_text(blocks(TUTORIAL, "python")[0])
+    (folder / "my_optimizer.yaml").write_text(blocks(TUTORIAL, "yaml")[0])
+    return folder
+
+
+def test_the_tutorials_rule_is_short():
+    rule = blocks(TUTORIAL, "python")[0].partition("class ")[2].splitlines()
+    assert len([line for line in rule if line.strip()]) <= 15
+
+
+def test_the_tutorials_commands_print_and_leave_what_it_says(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    commands = [shlex.split(block) for block in blocks(TUTORIAL, "console")]
+    for command in commands:
+        assert command[:3] == ["python", "-m", "centralflow_eqx"]
+        assert main(command[3:]) == 0
+        if command[3] == "explain":
+            assert capsys.readouterr().out == blocks(TUTORIAL, "text")[0]
+    run_dir = folder / "runs" / "quasi_hyperbolic"
+    assert {"explain", "run"} == {command[3] for command in commands}
+    assert (run_dir / "report.html").stat().st_size > 10_000
+    assert len(list((run_dir / "figures").glob("*.png"))) >= 5
+
+
+@pytest.mark.parametrize("path", [TUTORIAL, ROOT / "README.md"], ids=["tutorial", "README"])
+def test_python_blocks_run(path, capsys):
+    names = {"jax": jax}
+    for block in blocks(path, "python"):
+        exec(compile(block, path.name, "exec"), names)
+    assert "2.0" in capsys.readouterr().out
+
+
+def test_the_readmes_spec_is_valid(tmp_path):
+    text = blocks(ROOT / "README.md", "yaml")[0]
+    (tmp_path / "spec.yaml").write_text(text)
+    assert load_spec(tmp_path / "spec.yaml").name == "gd_moons"

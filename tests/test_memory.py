@@ -1,0 +1,87 @@
+"""The estimate of memory against what the compiler allocates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from centralflow_eqx.curvature import local_model, third_derivative
+from centralflow_eqx.data import Dataset
+from centralflow_eqx.losses import MSE
+from centralflow_eqx.memory import estimate_peak, peak_bytes, warning
+from centralflow_eqx.models import MLP, Interface
+from centralflow_eqx.task import Memory, Task
+
+COLUMNS = 4
+
+
+def task(memory=Memory()):  # noqa: B008
+    """A perceptron whose activations take far more room than its weights."""
+    rng = np.random.default_rng(0)
+    data = Dataset(rng.normal(size=(1024, 8)), rng.integers(0, 3, 1024), None, None, 3)
+    network = MLP((64, 64)).build(Interface((8,), 3), jax.random.key(0))
+    return Task(network, MSE(), data, "float32", memory=memory)
+
+
+def allocated(loss, chunk=0):
+    """Bytes of temporary memory of the compiled products and of a third derivative."""
+    w = loss.initial_weights
+    V = jnp.zeros((w.size, COLUMNS), w.dtype)
+    programs = {
+        "hvps": (lambda w, V: local_model(loss, w, chunk).hvps(V), (w, V)),
+        "third_derivative": (lambda w, u: third_derivative(loss, w, u, u), (w, V[:, 0])),
+    }
+    return {
+        name: jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        for name, (f, args) in programs.items()
+    }
+
+
+def test_peak_of_a_program_that_can_be_counted_by_hand():
+    n = 8 * 1000  # bytes of a vector
+
+    def f(x):
+        a = x + 1  # alive: a
+        b = a * 2  # a, b
+        c = jnp.sin(b)  # b, c once a is gone
+        return c + b  # b, c and the result
+
+    jaxpr = jax.make_jaxpr(f)(jnp.zeros(1000)).jaxpr
+    assert peak_bytes(jaxpr) == 3 * n
+
+    def loop(x):
+        return jax.lax.fori_loop(0, 5, lambda i, x: f(x), x)
+
+    jaxpr = jax.make_jaxpr(loop)(jnp.zeros(1000)).jaxpr
+    assert 4 * n <= peak_bytes(jaxpr) <= 4 * n + 100  # the loop's result, and its body
+
+
+@pytest.mark.parametrize("memory", [Memory(), Memory(microbatch=64)], ids=["full", "microbatch"])
+def test_the_estimate_is_near_what_the_compiler_allocates(memory):
+    loss = task(memory)
+    basis = 20 * loss.initial_weights.size * COLUMNS * 4
+    expected = estimate_peak(loss, loss.initial_weights, COLUMNS)
+    for name, measured in allocated(loss).items():
+        estimated = expected[name] - (basis if name == "hvps" else 0)
+        assert 0.4 < estimated / measured < 2.5, name
+
+
+def test_microbatches_and_chunks_need_less():
+    full, micro = allocated(task()), allocated(task(Memory(microbatch=64)))
+    assert all(micro[name] < full[name] / 4 for name in full)
+    assert allocated(task(), chunk=1)["hvps"] < 0.8 * full["hvps"]
+    w = task().initial_weights
+    full, micro = (estimate_peak(task(m), w, COLUMNS) for m in (Memory(), Memory(microbatch=64)))
+    assert all(micro[name] < full[name] for name in full)
+    assert estimate_peak(task(), w, COLUMNS, chunk=1)["hvps"] < full["hvps"]
+
+
+def test_the_warning_names_the_option_to_change():
+    peaks = {"gradient": 1 * 2**30, "hvps": 5 * 2**30, "third_derivative": 3 * 2**30}
+    assert warning(peaks, 6 * 2**30) is None
+    assert warning(peaks, None) is None
+    message = warning(peaks, 4 * 2**30)
+    assert message is not None
+    assert "5.0 GiB" in message and "4.0 GiB are free" in message
+    assert "memory.hvp_chunk" in message and "memory.microbatch" in message
+    assert "hvp_chunk" not in (warning(peaks | {"gradient": 9 * 2**30}, 4 * 2**30) or "")
