@@ -134,7 +134,8 @@ def oscillation_at(optimizer, post, dt):
     pairs = EigenTracker().solve(model, gain, unsolved(3, 2, POINT.dtype, jr.key(1)))
     assert pairs.theta[0] == pytest.approx(2, abs=1e-12)
     point = Point(POINT, post, model.grad, gain, pairs)
-    return eqx.filter_jit(oscillate)(Bowl(), response, Backward(), point, 1.95, dt)
+    settings = (1.95, jnp.zeros(()), np.inf, dt)
+    return eqx.filter_jit(oscillate)(Bowl(), response, Backward(), point, *settings)
 
 
 @pytest.mark.parametrize("dt", [1.0, 0.1])
@@ -199,3 +200,26 @@ def test_the_loss_falls_along_the_central_flow_of_gradient_descent():
     assert rows[-1].series["central"]["sigma_eigenvalues"][0] > 1e-3
     # To first order the flow rests at the end, where Euler's method errs by less than 1e-9.
     assert np.all(np.diff(loss) <= 1e-9)
+
+
+@pytest.mark.parametrize("restoration", [np.inf, 0.5])
+def test_an_unstable_start_is_made_stable_at_the_asked_rate(restoration):
+    """GD on the spectrahedron's loss in one dimension: the sharpness is y, and dS/dt = dy/dt."""
+    lr, start, substeps = 0.5, 4.6, 2
+
+    def loss(w):
+        return w[1] * w[0] ** 2 / 2
+
+    rows = list(
+        simulate(
+            loss,
+            GD(lr),
+            jnp.array([0.0, start]),
+            processes=["central"],
+            steps=4,
+            flow=FlowOptions(substeps=substeps, restoration=restoration),
+        )
+    )
+    theta = [row.series["central"]["eigenvalues"][0] for row in rows]
+    shrink = (1 - min(1, restoration / substeps)) ** (substeps * np.arange(4))
+    np.testing.assert_allclose(theta, 2 + (lr * start - 2) * shrink, rtol=1e-10)

@@ -103,6 +103,7 @@ def test_anything_else_is_refused():
     [
         (["name: adam", "args: {learning_rate: 1e-3, b1: 0.5}"], optax.adam(1e-3, b1=0.5)),
         (["name: sgd", "args: {learning_rate: 1, momentum: 0.9}"], optax.sgd(1.0, 0.9)),
+        (["name: nadamw", "args: {learning_rate: 0.1}"], optax.nadamw(0.1)),
         (
             [
                 "name: sgd",

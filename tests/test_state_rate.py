@@ -75,8 +75,24 @@ def test_exponential_starts_like_the_discrete_rule(name):
     response, _, w, g = example(name)
     before = response.rule.init(w)
     step, after = response.rule.update(g, before, w)
-    s = Exponential().start(response, jax.tree.map(lambda x: x * 1.0, before), g, w)
+    s = Exponential().start(response, jax.tree.map(lambda x: x * 1.0, before), g, w, 1.0)
     close(substep(Exponential(), response, s, w, (g, g), zeros(s), 1.0), (w + step, after))
+
+
+@pytest.mark.parametrize("substeps", [1, 2, 4, 32])
+def test_a_learning_rate_that_falls_linearly_is_seen_between_steps(substeps):
+    """Every step's substeps move the weights as far as the optimizer's step does."""
+    response, s, w, g = example("gd scheduled")
+    rate, dt = Exponential(), 1 / substeps
+    before = response.pre(s, g, w)
+    s = rate.start(response, before, g, w, dt)
+    for step in range(3):
+        moved = jnp.zeros_like(w)
+        for _ in range(substeps):
+            v, s = substep(rate, response, s, w, (g, g), zeros(s), dt)
+            moved = moved + v - w
+        lr = 0.1 * (1 - (before.count + step) / 10)
+        close(moved, -lr * g, 1e-12)
 
 
 @every_rule

@@ -24,10 +24,14 @@ _TAYLOR_TERMS = 10
 
 
 class _Spectrum(NamedTuple):
-    """Eigenvalues, zero where they count as zero, and eigenvectors in columns."""
+    """Eigenvalues, zero where they count as zero, and eigenvectors in columns.
+
+    `D` has the first divided differences f[x_i, x_j].
+    """
 
     x: Float[Array, " n"]
     V: Float[Array, "n n"]
+    D: Float[Array, "n n"]
 
 
 def inverse_power(A: Float[Array, "n n"], p: float, eps: float = 0.0) -> Float[Array, "n n"]:
@@ -43,28 +47,30 @@ def inverse_power(A: Float[Array, "n n"], p: float, eps: float = 0.0) -> Float[A
     """
     A = (A + A.T) / 2
     if eps > 0:
-        return _power(A, _decompose(A, eps), p)
+        return _power(A, _decompose(A, p, eps), p)
     # f(c A) = c^{-p} f(A) for any constant c: in float32, x^{-p-2} may overflow for tiny A.
     size = jax.lax.stop_gradient(jnp.max(jnp.abs(A), initial=0))
     size = jnp.where(size > 0, size, 1)
     A = A / size
-    return size**-p * _power(A, _decompose(A, eps), p)
+    return size**-p * _power(A, _decompose(A, p, eps), p)
 
 
-def _decompose(A: Float[Array, "n n"], eps: float) -> _Spectrum:
+def _decompose(A: Float[Array, "n n"], p: float, eps: float) -> _Spectrum:
     x, V = jnp.linalg.eigh(jax.lax.stop_gradient(A), symmetrize_input=False)
     x = jnp.maximum(x, 0)
     if eps > 0:
-        return _Spectrum(x + eps, V)
-    cutoff = x.size * float(jnp.finfo(x.dtype).eps) * jnp.max(x, initial=0)
-    return _Spectrum(jnp.where(x > cutoff, x, 0), V)
+        x = x + eps
+    else:
+        cutoff = x.size * float(jnp.finfo(x.dtype).eps) * jnp.max(x, initial=0)
+        x = jnp.where(x > cutoff, x, 0)
+    return _Spectrum(x, V, _divided(x, p))
 
 
 # The spectrum is an argument beside the A it comes from, so that derivatives can be applied again
 # and again without another eigendecomposition. Only the tangent of A counts.
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _power(A: Float[Array, "n n"], spectrum: _Spectrum, p: float) -> Float[Array, "n n"]:
-    x, V = spectrum
+    x, V, _ = spectrum
     return (V * _inverse_or_zero(x, p)) @ V.T
 
 
@@ -78,8 +84,8 @@ def _power_jvp(p, primals, tangents):
 def _first(
     A: Float[Array, "n n"], spectrum: _Spectrum, E: Float[Array, "n n"], p: float
 ) -> Float[Array, "n n"]:
-    x, V = spectrum
-    return V @ (_divided(x, p) * (V.T @ E @ V)) @ V.T
+    _, V, D = spectrum
+    return V @ (D * (V.T @ E @ V)) @ V.T
 
 
 @_first.defjvp
@@ -97,8 +103,7 @@ def _second(
     F: Float[Array, "n n"],
     p: float,
 ) -> Float[Array, "n n"]:
-    x, V = spectrum
-    D = _divided(x, p)
+    x, V, D = spectrum
     E, F = V.T @ E @ V, V.T @ F @ V
 
     def row(of: tuple[Array, Array, Array, Array]) -> Float[Array, " n"]:

@@ -109,7 +109,8 @@ def _is_optax(module: str) -> bool:
 
 
 def _makes_transformation(found: Any) -> bool:
-    if not inspect.isfunction(found) or not _is_optax(found.__module__):
+    function = found.func if isinstance(found, functools.partial) else found  # nadam is partial
+    if not inspect.isfunction(function) or not _is_optax(function.__module__):
         return False
     returned = _signature(found).return_annotation
     if returned is inspect.Signature.empty:

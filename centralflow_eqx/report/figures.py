@@ -79,8 +79,13 @@ def draw_grad_norm(ax: Axes, run: Run) -> bool:
 
 
 def draw_eigenvalues(ax: Axes, run: Run) -> bool:
-    """Effective eigenvalues of every process, and the critical value."""
-    shown = {p: run.get(p, "eigenvalues") for p in style.in_order(run.series)}
+    """Effective eigenvalues of every process, and the critical value.
+
+    Those of the Hessian for an optimizer that has no effective Hessian.
+    """
+    effective = any(run.get(p, "eigenvalues") is not None for p in run.series)
+    name = "eigenvalues" if effective else "raw_eigenvalues"
+    shown = {p: run.get(p, name) for p in style.in_order(run.series)}
     shown = {p: values for p, values in shown.items() if values is not None}
     for process, values in shown.items():
         colour = style.colour(process)
@@ -89,14 +94,14 @@ def draw_eigenvalues(ax: Axes, run: Run) -> bool:
         if process == "discrete" and "midpoint" in shown:
             continue  # its other eigenvalues swing around the midpoints'
         ax.plot(run.steps, values[:, 1:], color=style.lighter(colour), zorder=1.8, **style.FAINT)
-    if shown:
+    if shown and effective:
         ax.axhline(2, color=style.BLACK, lw=1, ls=(0, (4, 3)), zorder=1.5, label="critical value 2")
         # A flow that never oscillates soon leaves the others far below.
         others = [values for process, values in shown.items() if process != "stable"]
         top = max(float(np.nanmax(values)) for values in others or shown.values())
         low = min(float(np.nanmin(values)) for values in shown.values())
         ax.set_ylim(min(0.0, 1.05 * low) if low < 0.5 else 0.9 * low, 1.05 * max(top, 2.2))
-    ax.set_ylabel("effective eigenvalues")
+    ax.set_ylabel("effective eigenvalues" if effective else "eigenvalues of the Hessian")
     return bool(shown)
 
 
