@@ -134,7 +134,7 @@ class Response(eqx.Module):
 
         def respond(dg: Vector, ds: State, dw: Vector) -> tuple[Vector, State]:
             dstep, new = tangent(dg, ds, dw)
-            return jnp.where((step == 0) & jnp.isnan(dstep), 0, dstep), new
+            return jnp.where(jnp.isfinite(step) & jnp.isnan(dstep), 0, dstep), new
 
         return respond
 
@@ -234,11 +234,15 @@ def apply_columns(operator: lx.AbstractLinearOperator, V: Float[Array, "d m"]) -
 
 
 class _Probe(NamedTuple):
-    """What random vectors reveal of a rule; defects are relative, `slopes` are its least and
-    greatest state slope."""
+    """What random vectors reveal of a rule.
+
+    Defects are relative, `slopes` are the least and greatest of the state; `undefined` says that
+    a weight with a gradient has no derivative of the step at gradient zero.
+    """
 
     recursion_defect: Array
     slopes: Array
+    undefined: Array
     nonlinearity: Array
     response_size: Array
     asymmetry: Array
@@ -271,9 +275,12 @@ def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Pr
         return jnp.abs(jnp.vdot(image_q, r) - jnp.vdot(image_r, q)) / jnp.maximum(size, tiny)
 
     momentum = response.linearise(s, w)(q, none, zero)[1]
+    still = (zero, response.pre(s, zero, w), w)
+    raw = jax.jvp(rule.update, still, (q, none, zero))[1][0]
     return _Probe(
         recursion_defect=_distance(_flat(change, w), _flat(expected, w), _flat(noise, w)),
         slopes=jnp.stack([jnp.min(flat_J), jnp.max(flat_J)]),
+        undefined=jnp.any(jnp.isnan(raw) & (g != 0)),
         nonlinearity=response.nonlinearity(s, w, g),
         response_size=jnp.linalg.norm(k_q),
         # P = K^{-1} (I - M/2) is symmetric where both K and M K are.
@@ -343,12 +350,12 @@ def _refusal(probe: _Probe, tol: float) -> str:
             f"the optimizer's state multiplies itself by {low:.3g} to {high:.3g} a step; "
             "an average or a counter has a factor between 0 and 1"
         )
-    if not probe.response_size > 0:
+    if not probe.undefined and not probe.response_size > 0:
         return (
             "zero response: the step does not change with a small oscillation of the gradient (as "
             "in sign descent or Lion), so there is no stability threshold"
         )
-    if not probe.nonlinearity <= tol**0.5:
+    if probe.undefined or not probe.nonlinearity <= tol**0.5:
         return (
             "nonlinear response: at fixed statistics, twice the gradient is not twice the step, or "
             "a statistic is not quadratic in the gradient (as with normalised or orthogonalised "

@@ -99,63 +99,35 @@ class Momentum(NamedTuple):
 
 
 class Moments(NamedTuple):
-    m: PyTree
     nu: PyTree
 
 
-class HeavyBall(AbstractOptimizer):
-    """m+ = beta m + weight (g + coupled w), step -lr m+.
-
-    `weight` 1 is heavy ball, 1 - beta an averaged momentum; Nesterov's step is -lr (g + beta m+).
-    """
+class MeanSize(AbstractOptimizer):
+    """nu+ = beta2 nu + (1 - beta2) |g|, step -lr g / nu+: a statistic with a kink."""
 
     lr: float
-    beta: float
-    weight: float = 1.0
-    nesterov: bool = False
-    coupled: float = 0.0
+    beta2: float
 
     def init(self, params):
-        return Momentum(jax.tree.map(jnp.zeros_like, params))
+        return Moments(jax.tree.map(jnp.ones_like, params))
 
     def update(self, grad, state, params):
-        grad = jax.tree.map(lambda g, p: g + self.coupled * p, grad, params)
-        m = jax.tree.map(lambda g, m: self.beta * m + self.weight * g, grad, state.m)
-        if self.nesterov:
-            return jax.tree.map(lambda g, m: -self.lr * (g + self.beta * m), grad, m), Momentum(m)
-        return jax.tree.map(lambda m: -self.lr * m, m), Momentum(m)
+        nu = jax.tree.map(lambda g, v: self.beta2 * v + (1 - self.beta2) * abs(g), grad, state.nu)
+        return jax.tree.map(lambda g, v: -self.lr * g / v, grad, nu), Moments(nu)
 
 
-class Adam(AbstractOptimizer):
-    """Adam without bias correction."""
-
-    lr: float
-    beta1: float
-    beta2: float = 0.99
-
-    def init(self, params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return Moments(zeros, zeros)
-
-    def update(self, grad, state, params):
-        b1, b2 = self.beta1, self.beta2
-        m = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, grad, state.m)
-        nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, grad, state.nu)
-        return jax.tree.map(lambda m, v: -self.lr * m / jnp.sqrt(v), m, nu), Moments(m, nu)
-
-
-class DecoupledDecay(AbstractOptimizer):
-    """Another rule's step and -D w, with D a number or a matrix."""
+class MatrixDecay(AbstractOptimizer):
+    """Another rule's step and -D w with a matrix D."""
 
     rule: AbstractOptimizer
-    decay: float | Float[Array, "d d"]
+    decay: Float[Array, "d d"]
 
     def init(self, params):
         return self.rule.init(params)
 
     def update(self, grad, state, params):
         step, state = self.rule.update(grad, state, params)
-        return step - jnp.dot(self.decay, params), state
+        return step - self.decay @ params, state
 
 
 class Stateless(AbstractOptimizer):

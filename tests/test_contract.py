@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from _losses import quick_compilation, symmetric  # noqa: F401
-from _rules import RULES, SHAPES, STEPS, D, after, example, tree, unravel
+from _rules import RULES, SHAPES, D, after, example, tree, unravel
 from jax.flatten_util import ravel_pytree
 
 from centralflow_eqx.optimizers import OPTIMIZERS, Optax

@@ -6,16 +6,17 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from _losses import (
+from _losses import flat_rule, quick_compilation, warm_state  # noqa: F401
+
+from centralflow_eqx.optimizers import (
+    GD,
+    OPTIMIZERS,
     Adam,
     DecoupledDecay,
     HeavyBall,
-    flat_rule,
-    quick_compilation,  # noqa: F401
-    warm_state,
+    Nesterov,
+    RMSProp,
 )
-
-from centralflow_eqx.optimizers import GD, OPTIMIZERS, RMSProp
 from centralflow_eqx.response import Response, Structure
 from centralflow_eqx.state_rate import Backward, Exponential
 
@@ -27,9 +28,9 @@ RULES = {name: OPTIMIZERS[name](lr=0.1) for name in OPTIMIZERS.names() if name !
     "rmsprop debiased": RMSProp(0.1, 0.9, 1e-3, True),
     "memoryless": HeavyBall(0.1, 0.0),
     "heavy ball": HeavyBall(0.1, 0.6),
-    "nesterov": HeavyBall(0.1, 0.6, nesterov=True),
+    "nesterov": Nesterov(0.1, 0.6),
     "adam": Adam(0.1, 0.6, 0.9),
-    "adam decayed": DecoupledDecay(Adam(0.1, 0.6, 0.9), 0.1),
+    "adam decayed": DecoupledDecay(Adam(0.1, 0.6, 0.9), 0.1, 1.0),
 }
 every_rule = pytest.mark.parametrize("name", RULES)
 
@@ -38,7 +39,7 @@ def example(name):
     """The response of a rule, and `(s, w, g)` after some steps."""
     rule = flat_rule(RULES[name])
     w, g, s = warm_state(rule, D)
-    return Response(rule, Structure(False, False, "none", False)), s, w, g
+    return Response(rule, Structure()), s, w, g
 
 
 @eqx.filter_jit
