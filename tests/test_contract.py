@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 from _losses import quick_compilation, symmetric  # noqa: F401
@@ -195,3 +196,21 @@ def test_weights_without_gradient_stay_and_are_differentiable(name, dead):
         assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(rates))
     for step, _ in without_gradient(rule, 0 * w, alive)[0]:  # where nothing decays
         assert jnp.all(step[alive == 0] == 0)
+
+
+@every_rule
+def test_averages_over_an_explicit_oscillation(name):
+    """Of the state after steps with the gradients of a quadratic at w + a u + b v, a, b = +-1."""
+    _, response, _, s, w, _ = example(name)
+    H = jnp.asarray(symmetric(np.linspace(-1, 2, D)))
+    u, v = jr.normal(jr.key(5), (2, D))
+
+    @jax.jit
+    def averages(s, w):
+        signs = [(a, b) for a in (1, -1) for b in (1, -1)]
+        states = [response.advance(s, H @ (w + a * u + b * v), w) for a, b in signs]
+        excess = [response.quadratic(s, H @ w, w, H @ x, H @ x) for x in (u, v)]
+        derived = jax.tree.map(lambda f, *c: f + sum(c), response.advance(s, H @ w, w), *excess)
+        return jax.tree.map(lambda *x: sum(x) / len(x), *states), derived
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-10, 1e-10), *averages(s, w))
