@@ -3,6 +3,7 @@
 import math
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from .curvature import EigenTracker
 from .errors import ExitCode, NumericalStop, OptionError, UnsupportedRule
+from .memory import estimate_peak, free_memory, warning
 from .progress import Progress
 from .recorder import Recorder
 from .report import summarise, write_report
@@ -26,7 +28,9 @@ def run_spec(spec: Spec, console: Console) -> ExitCode:
     Raises `InputError` before anything is written. A numerical stop or an interruption keeps the
     rows recorded so far, reports them, and is told by the exit code.
     """
-    rows = prepare(spec, build_task(spec))
+    task = build_task(spec)
+    _warn_of_memory(spec, task)
+    rows = prepare(spec, task)
     steps = np.arange(0, spec.steps, spec.record.every)
     weights_every = spec.record.weights_every
     weights_steps = steps[steps % weights_every == 0] if weights_every else steps[:0]
@@ -48,6 +52,14 @@ def run_spec(spec: Spec, console: Console) -> ExitCode:
     console.print(summarise(recorder.run_dir), soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
     return code
+
+
+def _warn_of_memory(spec: Spec, task: Task) -> None:
+    columns = max(2, spec.eigen.initial)
+    peaks = estimate_peak(task, task.initial_weights, columns, spec.memory.hvp_chunk)
+    message = warning(peaks, free_memory())
+    if message:
+        warnings.warn(f"memory: {message}", stacklevel=1)
 
 
 def prepare(spec: Spec, task: Task) -> Iterator[Row]:

@@ -173,8 +173,6 @@ def test_misspelt_names_come_with_a_suggestion(refused, old, new, suggestion):
         "checkpoint: {every: 10}",
         "distributed: auto",
         "distributed: {coordinator: a, processes: 2, index: 0}",
-        "memory: {microbatch: 5}",
-        "memory: {remat: true}",
         "processes: [ablated]",
     ],
 )

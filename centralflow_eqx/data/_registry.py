@@ -3,4 +3,4 @@
 from ..registry import Registry
 from ._base import AbstractData
 
-DATASETS: Registry[AbstractData] = Registry("data set")
+DATASETS: Registry[AbstractData] = Registry("data set", AbstractData)

@@ -1,8 +1,9 @@
-"""Splitting drawn samples into a training and a test half."""
+"""Splitting samples into training and test examples."""
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..errors import OptionError
 from ._base import Dataset
 
 
@@ -16,3 +17,19 @@ def halves(inputs: Float[np.ndarray, "m f"], labels: Int[np.ndarray, " m"]) -> D
     spread = inputs[:n].std(axis=0)
     inputs = (inputs - inputs[:n].mean(axis=0)) / np.where(spread > 0, spread, 1)
     return Dataset(inputs[:n], labels[:n], inputs[n:], labels[n:], int(labels.max()) + 1)
+
+
+def draw(
+    seed: int, there: int, n: int, test_there: int | None, test_n: int | None, what: str
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+    """Which `n` of `there` examples to train on, and which to test on, up to `test_n` (None: all).
+
+    Test examples are among `test_there` others, or, where that is None, among those not trained
+    on. Raises `OptionError` if `n` is too large.
+    """
+    if n > there:
+        raise OptionError("n", f"must be <= {there}, the {what} there are, got {n}")
+    rng = np.random.default_rng(seed)
+    train, rest = np.split(rng.permutation(there), [n])
+    test = rest if test_there is None else rng.permutation(test_there)
+    return train, test[:test_n]

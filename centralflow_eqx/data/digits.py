@@ -1,15 +1,16 @@
 """Handwritten digits."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
+from jaxtyping import Float
 from typing_extensions import Doc
 
-from ..errors import OptionError
 from ._base import AbstractData, Dataset
 from ._registry import DATASETS
+from ._split import draw
 
 
 @DATASETS.register("digits")
@@ -19,6 +20,10 @@ class Digits(AbstractData):
 
     n: Annotated[int, Ge(2), Doc("Training examples, out of 1797.")] = 200
     classes: Annotated[int, Ge(2), Le(10), Doc("Keep the digits 0 to classes - 1.")] = 10
+    size: Annotated[
+        Literal[8, 16, 24, 32, 40, 48, 56, 64] | None,
+        Doc("Pixels that images are enlarged to, for image models; null: a vector of 64 pixels."),
+    ] = None
 
     def load(self, seed: int) -> Dataset:
         from sklearn.datasets import load_digits
@@ -28,8 +33,16 @@ class Digits(AbstractData):
         images = (images - images.mean()) / images.std()
         kept = labels < self.classes
         images, labels = images[kept], labels[kept]
-        if self.n > len(images):
-            raise OptionError("n", f"must be <= {len(images)}, the images there are, got {self.n}")
-        train, test = np.split(np.random.default_rng(seed).permutation(len(images)), [self.n])
+        train, test = draw(seed, len(images), self.n, None, None, "images")
+        if self.size is not None:
+            images = _enlarged(images, self.size)
         held_out = (images[test], labels[test]) if len(test) else (None, None)
         return Dataset(images[train], labels[train], *held_out, self.classes)
+
+
+def _enlarged(pixels: Float[np.ndarray, "n 64"], size: int) -> Float[np.ndarray, "n 1 size size"]:
+    """Images by bilinear interpolation between the centres of the pixels."""
+    from scipy.ndimage import zoom
+
+    images, factors = pixels.reshape(-1, 1, 8, 8), (1, 1, size / 8, size / 8)
+    return np.asarray(zoom(images, factors, order=1, mode="nearest", grid_mode=True))

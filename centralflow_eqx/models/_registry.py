@@ -3,4 +3,4 @@
 from ..registry import Registry
 from ._base import AbstractModel
 
-MODELS: Registry[AbstractModel] = Registry("model")
+MODELS: Registry[AbstractModel] = Registry("model", AbstractModel)
