@@ -34,7 +34,7 @@ from centralflow_eqx.response import Response, Rule, derive, relax
 
 ETA, B, BETA2, EPS = 0.1, 0.6, 0.9, 0.05
 STEPS = 6  # taken by every state that thresholds refer to
-DECAY = 0.3  # the share of the weights that decays in a step, the learning rate included
+DECAY = 0.3  # the share of the weights that decays in a step
 WD = DECAY / ETA
 LINEAR = {"schedule": "linear", "init_value": 0.1, "end_value": 0.0, "transition_steps": 10}
 LAST = 0.05  # the rate of step 6 in `LINEAR`
@@ -93,17 +93,15 @@ def kronecker(s):
 
 
 class AveragedMomentum(AbstractOptimizer):
-    """m+ = beta m + (1 - beta) (g + coupled w), step -lr m+: a user's own rule."""
+    """m+ = beta m + (1 - beta) g, step -lr m+, as a user may write it."""
 
     lr: float
     beta: float
-    coupled: float = 0.0
 
     def init(self, params):
         return {"m": jax.tree.map(jnp.zeros_like, params)}
 
     def update(self, grad, state, params):
-        grad = jax.tree.map(lambda g, w: g + self.coupled * w, grad, params)
         b = self.beta
         m = jax.tree.map(lambda g, m: b * m + (1 - b) * g, grad, state["m"])
         return jax.tree.map(lambda m: -self.lr * m, m), {"m": m}
@@ -138,7 +136,6 @@ NADAM_MEAN = -ETA * (AHEAD + (1 - B) / C1)
 
 RULES = {
     "gd": Entry(GD(ETA), 2 / ETA),
-    "gd scheduled": Entry(GD(LINEAR), 2 / LAST, mean=-LAST),
     "gd decayed, scheduled": Entry(
         DecoupledDecay(GD(LINEAR), LINEAR, WD), (2 - LAST * WD) / 2 * 2 / LAST, mean=-LAST
     ),
@@ -149,7 +146,6 @@ RULES = {
     ),
     "nesterov": Entry(Nesterov(ETA, B), NESTEROV, mean=SETTLED),
     "averaged momentum": Entry(AveragedMomentum(ETA, 0.9), 38 / ETA),
-    "averaged momentum coupled": Entry(AveragedMomentum(ETA, B, DECAY), AVERAGED - DECAY),
     "scalar_rmsprop": Entry(ScalarRMSProp(ETA, BETA2), 2 / ETA, inverse_root()),
     "scalar_rmsprop debiased": Entry(ScalarRMSProp(ETA, BETA2, EPS, True), 2 / ETA, DEBIASED),
     "rmsprop": Entry(RMSProp(ETA, BETA2), 2 / ETA, inverse_root()),
@@ -160,11 +156,6 @@ RULES = {
         Adam(ETA, B, BETA2, eps=0.0, bias_correction=False), AVERAGED, inverse_root()
     ),
     "nadam": Entry(NAdam(**ADAM), NADAM, DEBIASED, NADAM_MEAN),
-    "nadam biased": Entry(
-        NAdam(ETA, B, BETA2, EPS, False),
-        2 * (1 + B) / (ETA * (1 - B) * (1 + 2 * B)),
-        inverse_root(EPS),
-    ),
     "adamw": Entry(
         AdamW(**ADAM, weight_decay=WD), (2 - DECAY) / 2 * C1 * AVERAGED, DEBIASED, -ETA / C1
     ),

@@ -1,0 +1,110 @@
+"""How exact derivatives are in float32: `python -m benchmarks.precision`.
+
+Small instances of every model over random examples. Prints, as a Markdown table, the relative
+distance of each derivative in float32 from that in float64, at the same weights and along the same
+direction: approximately the leading eigenvector of the Hessian.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from centralflow_eqx.curvature import third_derivative
+from centralflow_eqx.data import Dataset
+from centralflow_eqx.losses import CrossEntropy
+from centralflow_eqx.models import CNN, MLP, AbstractModel, Interface, ResNet, ViT
+from centralflow_eqx.task import Task
+
+from .tables import table
+
+IMAGES = Interface((3, 16, 16), 10)
+EXAMPLES = 32
+POWER_ITERATIONS = 30
+HEADER = ("model", "parameters", "gradient", "Hessian-vector product", "third derivative")
+
+MODELS: dict[str, tuple[AbstractModel, Interface]] = {
+    "mlp": (MLP((32, 32)), IMAGES),
+    "cnn": (CNN(width=8), IMAGES),
+    "cnn, group norm": (CNN(width=8, norm="group"), IMAGES),
+    "resnet": (ResNet(width=8, stages=2), IMAGES),
+    "vit": (ViT(dim=16, depth=2, mlp_dim=32), IMAGES),
+}
+
+
+class Precision(NamedTuple):
+    """Relative errors of a model's derivatives in float32."""
+
+    name: str
+    parameters: int
+    gradient: float
+    product: float
+    third: float
+
+
+def build(model: AbstractModel, interface: Interface, dtype: str) -> Task:
+    """The model's cross-entropy over random examples with random labels."""
+    rng = np.random.default_rng(0)
+    if interface.vocabulary is None:
+        inputs = rng.normal(size=(EXAMPLES, *interface.shape)).astype(np.float32)
+    else:
+        inputs = rng.integers(interface.vocabulary, size=(EXAMPLES, *interface.shape))
+    positions = interface.shape[:1] if interface.per_position else ()
+    labels = rng.integers(interface.outputs, size=(EXAMPLES, *positions))
+    data = Dataset(inputs, labels, None, None, interface.outputs, interface.vocabulary)
+    network = model.build(interface, jax.random.key(0))
+    initial = Task(network, CrossEntropy(), data, "float32").initial_weights
+    return Task(network, CrossEntropy(), data, dtype, initial)
+
+
+def product(task: Task, w: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]:
+    """The Hessian at `w` times `u`."""
+    return jax.jvp(jax.grad(task), (w,), (u,))[1]
+
+
+@eqx.filter_jit
+def leading_direction(task: Task) -> Float[Array, " d"]:
+    """Power iterations with the Hessian at the initial weights."""
+
+    def iterate(_: Any, u: Float[Array, " d"]) -> Float[Array, " d"]:
+        u = product(task, task.initial_weights, u)
+        return u / jnp.linalg.norm(u)
+
+    start = jax.random.normal(jax.random.key(1), (task.num_parameters,), jnp.float64)
+    return jax.lax.fori_loop(0, POWER_ITERATIONS, iterate, start)
+
+
+@eqx.filter_jit
+def derivatives(task: Task, u: Float[Array, " d"]) -> list[Float[Array, " d"]]:
+    """Gradient at the initial weights, and its first and second derivative along `u`."""
+    w = task.initial_weights
+    return [jax.grad(task)(w), product(task, w, u), third_derivative(task, w, u, u)]
+
+
+def measure(name: str) -> Precision:
+    """Compare both precisions."""
+    single, double = (build(*MODELS[name], dtype) for dtype in ("float32", "float64"))
+    u = leading_direction(double).astype(jnp.float32)
+    found, exact = derivatives(single, u), derivatives(double, u.astype(jnp.float64))
+    errors = [
+        float(jnp.linalg.norm(f - e) / jnp.linalg.norm(e))
+        for f, e in zip(found, exact, strict=True)
+    ]
+    return Precision(name, double.num_parameters, *errors)
+
+
+def cells(found: Precision) -> list[str]:
+    """A row of the table."""
+    errors = (found.gradient, found.product, found.third)
+    return [found.name, f"{found.parameters:,}", *(f"{error:.1e}" for error in errors)]
+
+
+def main() -> None:
+    print(table(HEADER, [cells(measure(name)) for name in MODELS]))
+
+
+if __name__ == "__main__":
+    main()

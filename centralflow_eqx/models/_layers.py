@@ -1,0 +1,63 @@
+"""Layers and options that several models share."""
+
+from typing import Annotated
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from annotated_types import Ge
+from jaxtyping import Array, Float, PRNGKeyArray
+from typing_extensions import Doc
+
+_EPS = 1e-5
+
+TrainableNorm = Annotated[
+    bool, Doc("Whether normalisations have a scale and a shift that train; else they are 1 and 0.")
+]
+
+OutputScale = Annotated[
+    float,
+    Ge(0),
+    Doc("Multiplies the last layer's initial weights and biases; 1 is Equinox's initialisation."),
+]
+
+
+class Norm(eqx.Module):
+    """Standardised groups of channels, then a scale and a shift of each channel.
+
+    With one group and no axes but the channels it is layer normalisation. Equinox's normalisations
+    clip the variance at 0, where clipping halves its second derivative: their third derivatives
+    are half the right ones wherever a group is constant.
+    """
+
+    groups: int = eqx.field(static=True)
+    weight: Float[Array, " channels"] | None
+    bias: Float[Array, " channels"] | None
+
+    def __init__(self, channels: int, groups: int = 1, trainable: bool = True):
+        """Without `trainable` scale and shift are 1 and 0, and no leaves."""
+        self.groups = groups
+        self.weight = jnp.ones(channels) if trainable else None
+        self.bias = jnp.zeros(channels) if trainable else None
+
+    def __call__(self, x: Float[Array, "channels ..."]) -> Float[Array, "channels ..."]:
+        grouped = x.reshape(self.groups, -1)
+        centred = grouped - jnp.mean(grouped, axis=1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=1, keepdims=True)
+        x = (centred * jax.lax.rsqrt(variance + _EPS)).reshape(x.shape)
+        if self.weight is None or self.bias is None:
+            return x
+        per_channel = (-1,) + (1,) * (x.ndim - 1)
+        return x * self.weight.reshape(per_channel) + self.bias.reshape(per_channel)
+
+
+def affine(layer: eqx.nn.Linear, x: Float[Array, "*n n_in"]) -> Float[Array, "*n n_out"]:
+    """The layer for every row of `x`."""
+    # x W^T rather than W x: mapped over examples it is one product that keeps them as rows.
+    assert layer.bias is not None
+    return x @ layer.weight.T + layer.bias
+
+
+def output_layer(n_in: int, n_out: int, scale: float, key: PRNGKeyArray) -> eqx.nn.Linear:
+    """A last layer that starts `scale` times Equinox's initialisation."""
+    return jax.tree.map(lambda p: scale * p, eqx.nn.Linear(n_in, n_out, key=key))
