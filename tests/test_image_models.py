@@ -15,7 +15,7 @@ from scipy.special import erf
 
 from centralflow_eqx.curvature import third_derivative
 from centralflow_eqx.errors import OptionError
-from centralflow_eqx.models import CNN, Interface, ResNet, ViT
+from centralflow_eqx.models import CNN, MLP, Interface, ResNet, ViT
 from centralflow_eqx.models._images import average_pool
 from centralflow_eqx.models._layers import Norm
 from centralflow_eqx.models.vit import patches
@@ -149,40 +149,29 @@ def test_derivatives_are_finite_for_a_blank_image(model):
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in third)
 
 
-def test_third_derivatives_against_the_dense_tensor():
-    case = Case("", CNN(2, 1, "tanh", norm="group", groups=1), Interface((1, 2, 2), 1), 18 + 4 + 3)
-    task = small_task(case)
-    w = task.initial_weights
-    assert w.size == case.parameters
-    u, v = jnp.asarray(RNG.normal(size=(2, w.size)))
-    tensor = jax.jit(jax.jacfwd(jax.hessian(task)))(w)
-    expected = np.einsum("ijk,j,k->i", tensor, u, v)
-    found = jax.jit(lambda w: third_derivative(task, w, u, v))(w)
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
-
-
-def convolutions(jaxpr):
-    """Every convolution, in functions called too."""
+def products(jaxpr):
+    """Every matrix product, in functions called too."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "conv_general_dilated":
+        assert eqn.primitive.name != "conv_general_dilated"
+        if eqn.primitive.name == "dot_general":
             yield eqn
         for inner in jaxprs_in_params(eqn.params):
-            yield from convolutions(inner)
+            yield from products(inner)
 
 
-@pytest.mark.parametrize(("model", "number"), [(CNN(4, 2, norm="group"), 2), (ResNet(4, 1, 2), 6)])
-def test_convolutions_take_all_examples_at_once(model, number):
+@pytest.mark.parametrize(("model", "number"), [(CNN(4, 2, norm="group"), 3), (ResNet(4, 1, 2), 7)])
+def test_layers_take_all_examples_at_once(model, number):
     task = small_task(Case("", model, SQUARE, 0), n=7)
     w = task.initial_weights
-    forward = list(convolutions(jax.make_jaxpr(lambda w: task(w))(w).jaxpr))
-    assert [eqn.invars[0].aval.shape[0] for eqn in forward] == [7] * number
-    third = list(convolutions(jax.make_jaxpr(lambda w: third_derivative(task, w, w, w))(w).jaxpr))
+    assert len(list(products(jax.make_jaxpr(lambda w: task(w))(w).jaxpr))) == number
+    third = list(products(jax.make_jaxpr(lambda w: third_derivative(task, w, w, w))(w).jaxpr))
     assert len(third) > number
     for eqn in third:
-        assert eqn.params["feature_group_count"] == eqn.params["batch_group_count"] == 1
+        batch = eqn.params["dimension_numbers"][1]
+        assert batch == ((), ()), "a product for every example"
 
 
-@pytest.mark.parametrize("model", [CNN(4, 1), ResNet(4, 1, 1), ViT(2, 4, 1, 1, 4)])
+@pytest.mark.parametrize("model", [CNN(4, 1), ResNet(4, 1, 1), ViT(2, 4, 1, 1, 4), MLP((3,))])
 def test_output_scale_multiplies_the_initial_outputs(model):
     x = RNG.normal(size=SQUARE.shape)
     plain = eqx.filter_jit(model.build(SQUARE, KEY))(x)

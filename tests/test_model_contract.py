@@ -87,6 +87,17 @@ def test_third_derivatives_are_the_slopes_of_hessian_vector_products(case):
 
 
 @each_case
+def test_third_derivatives_against_the_dense_tensor(case):
+    task = small_task(case)
+    w = task.initial_weights
+    u, v = jnp.asarray(np.random.default_rng(3).normal(size=(2, w.size)))
+    tensor = jax.jit(jax.jacfwd(jax.hessian(task)))(w)
+    found = jax.jit(lambda w: third_derivative(task, w, u, v))(w)
+    expected = np.einsum("ijk,j,k->i", tensor, u, v)
+    assert np.linalg.norm(found - expected) < 1e-10 * np.linalg.norm(expected)
+
+
+@each_case
 def test_every_parameter_matters(case):
     task, _, (_, gradient, products), third, _ = derivatives(case)
     for vector in (gradient, products[0], third[0]):

@@ -61,8 +61,33 @@ class NormedConv(eqx.Module):
         self.norm = norm
 
     def __call__(self, x: Float[Array, "n_in h w"]) -> Float[Array, "n_out new_h new_w"]:
-        x = self.conv(x)
+        x = convolve(x, self.conv.weight, self.conv.stride[0])
+        if self.conv.bias is not None:
+            x = x + self.conv.bias
         return x if self.norm is None else self.norm(x)
+
+
+def convolve(
+    x: Float[Array, "n_in h w"], kernel: Float[Array, "n_out n_in size size"], stride: int
+) -> Float[Array, "n_out new_h new_w"]:
+    """Correlation with a square kernel of odd size, zeros standing around the image.
+
+    One matrix product with the patches of all pixels. XLA's own convolution is many times slower
+    on CPUs inside of loops, where most of a flow's products are computed, and its derivatives
+    depend on the order of summation on GPUs.
+    """
+    n_out, n_in, size, _ = kernel.shape
+    _, height, width = x.shape
+    new_height, new_width = -(-height // stride), -(-width // stride)
+    x = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2)))
+    shifted = [
+        x[:, i : i + height : stride, j : j + width : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    patches = jnp.stack(shifted, axis=1).reshape(n_in * size * size, -1)
+    y = jnp.einsum("kp,ok->op", patches, kernel.reshape(n_out, -1))
+    return y.reshape(n_out, new_height, new_width)
 
 
 def average_pool(x: Float[Array, "c h w"]) -> Float[Array, "c new_h new_w"]:

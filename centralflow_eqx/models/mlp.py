@@ -13,7 +13,7 @@ from typing_extensions import Doc
 from ..errors import OptionError
 from ._activations import Activation, activation
 from ._base import AbstractModel, Interface
-from ._layers import affine
+from ._layers import OutputScale, affine, output_layer
 from ._registry import MODELS
 
 
@@ -41,14 +41,16 @@ class MLP(AbstractModel):
         tuple[Annotated[int, Gt(0)], ...], Doc("Units of each hidden layer; [] is a linear model.")
     ]
     activation: Activation = "gelu"
+    output_scale: OutputScale = 1.0
 
     def build(self, interface: Interface, key: PRNGKeyArray) -> Perceptron:
         if interface.vocabulary is not None:
             raise OptionError("type", "mlp takes real inputs, the data's are tokens")
         sizes = (math.prod(interface.shape), *self.widths, interface.outputs)
         keys = jax.random.split(key, len(sizes) - 1)
-        layers = [
+        hidden = [
             eqx.nn.Linear(n_in, n_out, key=k)
-            for n_in, n_out, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
+            for n_in, n_out, k in zip(sizes[:-2], sizes[1:-1], keys[:-1], strict=True)
         ]
-        return Perceptron(layers, activation(self.activation))
+        output = output_layer(*sizes[-2:], self.output_scale, keys[-1])
+        return Perceptron([*hidden, output], activation(self.activation))
