@@ -6,6 +6,9 @@ stable, Sigma is positive semidefinite, and oscillation happens only along criti
 turns the conditions into a semidefinite complementarity problem.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -42,7 +45,9 @@ class Oscillation(eqx.Module):
     `solution.X` is the covariance in the basis U, so its eigenvalues are variances in the P
     metric. `penalty` is grad <H, Sigma> / 2, what the mean gradient gains; `excess` is what the
     average of the state's update gains. `third` has the third derivatives D3[u_i, u_i] as rows.
-    `slack` is the largest excess of an eigenvalue over 2 that was left for the next substep.
+    `slack` is the largest excess of an eigenvalue over 2 that was left for the next substep,
+    `by_state` the share of the stabilisation <X, beta[X]> that the optimizer's state does by
+    adapting; falling curvature does the rest. NaN where nothing oscillates.
     """
 
     solution: ComplementarySolution
@@ -51,6 +56,33 @@ class Oscillation(eqx.Module):
     third: Float[Array, "m d"]
     critical: Int[Array, ""]
     slack: Float[Array, ""]
+    by_state: Float[Array, ""]
+
+
+class Modes(eqx.Module):
+    """An oscillation as independent modes: Sigma = sum_k variances[k] u_k u_k^T, largest first.
+
+    `vectors` has the u_k as columns, with u_k^T P u_k = 1; `gradients` the H u_k by which the
+    gradient oscillates; `projectors` the P u_k, whose products with a displacement of the weights
+    are its coordinates.
+    """
+
+    vectors: Float[Array, "d m"]
+    gradients: Float[Array, "d m"]
+    projectors: Float[Array, "d m"]
+    variances: Float[Array, " m"]
+
+
+def modes(pairs: Eigenpairs, X: Float[Array, "m m"]) -> Modes:
+    """The modes of the covariance U X U^T."""
+    variances, V = jnp.linalg.eigh(X)
+    V = V[:, ::-1].astype(pairs.U.dtype)
+    return Modes(
+        vectors=pairs.U @ V,
+        gradients=(pairs.Y * pairs.theta) @ V,
+        projectors=pairs.Y @ V,
+        variances=jnp.maximum(variances[::-1], 0),
+    )
 
 
 def oscillate(
@@ -70,33 +102,81 @@ def oscillate(
     """
     pairs = point.pairs
     critical = jnp.sum(pairs.mask & (pairs.theta > critical_above)).astype(jnp.int32)
-    rows, columns = pair_indices(pairs.theta.size)
-    # Coordinates of X are its lower triangle with off-diagonal entries times sqrt 2; rows of
-    # third derivatives carry the same weights, so that sums over X are dot products.
-    weights = jnp.where(rows == columns, 1, 2**0.5).astype(point.w.dtype)
+    weights = pair_weights(pairs.theta.size, point.w.dtype)
     third = third_derivatives(loss, point.w, pairs.U, critical)
-    weighted = weights[:, None] * third
-    amplitudes = pairs.theta * pairs.Y  # of the gradient: H u = theta P u
+    # The gradient oscillates by H u = theta P u.
+    excesses = pair_excesses(response, point, pairs.theta * pairs.Y)
+    margin = _margin(response, rate, point, weights[:, None] * third, excesses, dt)
+    left = (1 - jnp.minimum(1, restoration * dt)) * jnp.clip(pairs.theta - 2, 0, slack)
+    alpha = margin.alpha + jnp.diag(left.astype(margin.alpha.dtype))
+    # At criticality beta is symmetric; its symmetric part makes the problem a convex program
+    # beyond (a start above the threshold).
+    beta = margin.by_weights + margin.by_state
+    solution = solve_complementarity(*restrict(alpha, (beta + beta.T) / 2, critical))
+    X = svec(solution.X)
+    x = X.astype(point.w.dtype)
+    rows, columns = pair_indices(pairs.theta.size)
+    return Oscillation(
+        solution=solution,
+        penalty=x @ (weights[:, None] * third) / 2,
+        excess=combine(excesses, x),
+        third=third[rows == columns],
+        critical=critical,
+        slack=jnp.max(left),
+        by_state=(X @ margin.by_state @ X) / (X @ beta @ X),
+    )
+
+
+def pair_weights(m: int, dtype: jnp.dtype) -> Float[Array, " p"]:
+    """Weights of the pairs of m directions with which sums over X are dot products.
+
+    Coordinates of X are its lower triangle with off-diagonal entries times sqrt 2.
+    """
+    rows, columns = pair_indices(m)
+    return jnp.where(rows == columns, 1, 2**0.5).astype(dtype)
+
+
+def pair_excesses(response: Response, point: Point, amplitudes: Float[Array, "d m"]) -> State:
+    """What an oscillation adds to the average of F, for every pair of directions, weighted.
+
+    Column i of `amplitudes` is that of the gradient's oscillation in direction i. Leaves have a
+    leading axis of pairs.
+    """
+    m = amplitudes.shape[1]
+    rows, columns = (jnp.asarray(i) for i in pair_indices(m))
 
     def excess(row: Array, column: Array, weight: Array) -> State:
         q, r = amplitudes[:, row], amplitudes[:, column]
         added = response.quadratic(point.post, point.grad, point.w, q, r)
         return jax.tree.map(lambda c: weight * c, added)
 
-    excesses = jax.vmap(excess)(jnp.asarray(rows), jnp.asarray(columns), weights)
-    alpha, beta = _margin(response, rate, point, weighted, excesses, dt)
-    left = (1 - jnp.minimum(1, restoration * dt)) * jnp.clip(pairs.theta - 2, 0, slack)
-    alpha = alpha + jnp.diag(left.astype(alpha.dtype))
-    solution = solve_complementarity(*_restrict(alpha, beta, critical))
-    x = svec(solution.X).astype(point.w.dtype)
-    return Oscillation(
-        solution=solution,
-        penalty=x @ weighted / 2,
-        excess=jax.tree.map(lambda c: jnp.tensordot(x.astype(c.dtype), c, 1), excesses),
-        third=third[rows == columns],
-        critical=critical,
-        slack=jnp.max(left),
-    )
+    return jax.vmap(excess)(rows, columns, pair_weights(m, point.w.dtype))
+
+
+def combine(excesses: State, x: Float[Array, " p"]) -> State:
+    """The excess of the oscillation with coordinates `x`."""
+    return jax.tree.map(lambda c: jnp.tensordot(x.astype(c.dtype), c, 1), excesses)
+
+
+def gain_change(response: Response, point: Point) -> Callable[[Vector, State], Float[Array, " p"]]:
+    """Change of U^T 2P U with the weights and the state: dP = -P dK P makes it -2 Y^T dK Y."""
+    pairs, w, post = point.pairs, point.w, point.post
+
+    def projected_gain(s: State, w: Vector) -> Float[Array, " p"]:
+        return svec(pairs.Y.T @ apply_columns(response.gain(s, w), pairs.Y))
+
+    def change(dw: Vector, ds: State) -> Float[Array, " p"]:
+        return -2 * jax.jvp(projected_gain, (post, w), (ds, dw))[1]
+
+    return change
+
+
+class _Margin(NamedTuple):
+    """The next margin U^T (2P - H) U = alpha + (by_weights + by_state)[X]."""
+
+    alpha: Float[Array, "m m"]
+    by_weights: Float[Array, "p p"]
+    by_state: Float[Array, "p p"]
 
 
 def _margin(
@@ -106,35 +186,34 @@ def _margin(
     third: Float[Array, "p d"],
     excesses: State,
     dt: float,
-) -> tuple[Float[Array, "m m"], Float[Array, "p p"]]:
-    """alpha and beta of the next margin, U^T (2P - H) U = alpha + beta[X] after `dt`.
+) -> _Margin:
+    """The margin after `dt`, in terms of X.
 
-    dP = -P dK P turns the change of 2P into -2 Y^T dK Y. At criticality beta is symmetric; its
-    symmetric part makes the problem a convex program beyond (a start above the threshold).
+    The oscillation moves it through the weights, which turn to where curvature falls (and the
+    gain changes, where it depends on them), and through the optimizer's state.
     """
     pairs, w, post = point.pairs, point.w, point.post
-
-    def projected_gain(s: State, w: Vector) -> Float[Array, " p"]:
-        return svec(pairs.Y.T @ apply_columns(response.gain(s, w), pairs.Y))
-
-    def change(dw: Vector, ds: State) -> Float[Array, " p"]:
-        gain = jax.jvp(projected_gain, (post, w), (ds, dw))[1]
-        return -2 * gain - third @ dw
-
-    dw, ds = rate.velocity(response, post, w, point.grad, dt)
+    change = gain_change(response, point)
+    still, kept = jnp.zeros_like(w), jax.tree.map(jnp.zeros_like, post)
     J = response.slopes(post, w)
 
-    def respond(row: Vector, excess: State) -> Float[Array, " p"]:
+    def by_weights(row: Vector) -> Float[Array, " p"]:
         dw = dt * response.mean_gain(post, w, row / 2)
-        return change(dw, jax.tree.map(lambda c, j: rate.fraction(j, dt) * c, excess, J))
+        return change(dw, kept) - third @ dw
 
-    drift = change(dw, ds).astype(jnp.float64)
-    alpha = jnp.diag(2 - pairs.theta.astype(jnp.float64)) + smat(drift, pairs.theta.size)
-    beta = jax.vmap(respond, out_axes=1)(third, excesses).astype(jnp.float64)
-    return alpha, (beta + beta.T) / 2
+    def by_state(excess: State) -> Float[Array, " p"]:
+        return change(still, jax.tree.map(lambda c, j: rate.fraction(j, dt) * c, excess, J))
+
+    dw, ds = rate.velocity(response, post, w, point.grad, dt)
+    drift = (change(dw, ds) - third @ dw).astype(jnp.float64)
+    return _Margin(
+        jnp.diag(2 - pairs.theta.astype(jnp.float64)) + smat(drift, pairs.theta.size),
+        jax.vmap(by_weights, out_axes=1)(third).astype(jnp.float64),
+        jax.vmap(by_state, out_axes=1)(excesses).astype(jnp.float64),
+    )
 
 
-def _restrict(
+def restrict(
     alpha: Float[Array, "m m"], beta: Float[Array, "p p"], critical: Int[Array, ""]
 ) -> tuple[Float[Array, "m m"], Float[Array, "p p"]]:
     """Decouple the directions that are not critical, with a positive margin of their own."""

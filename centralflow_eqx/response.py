@@ -70,12 +70,15 @@ class Structure(NamedTuple):
     """What is known of a response's operators, so that diagonal ones are handled as vectors.
 
     `gain` is "none" where no stability operator is defined. `momentum` says that some state is
-    linear in the gradient. `refusal` is why the rule has no central flow, empty if it has one.
+    linear in the gradient. `averages` and `sums` say that some state forgets, or adds up for ever,
+    squares of the gradient. `refusal` is why the rule has no central flow, empty if it has one.
     """
 
     gain: Literal["none", "scalar", "diagonal", "general"] = "general"
     decay: Literal["none", "diagonal", "general"] = "general"
     momentum: bool = True
+    averages: bool = True
+    sums: bool = False
     refusal: str = ""
 
 
@@ -251,6 +254,8 @@ class _Probe(NamedTuple):
     decay_size: Array
     decay_defect: Array
     momentum_size: Array
+    averages: Array
+    sums: Array
 
 
 @eqx.filter_jit
@@ -277,6 +282,7 @@ def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Pr
     momentum = response.linearise(s, w)(q, none, zero)[1]
     still = (zero, response.pre(s, zero, w), w)
     raw = jax.jvp(rule.update, still, (q, none, zero))[1][0]
+    quadratic = _flat(response.quadratic(s, g, w, q, q), w) != 0
     return _Probe(
         recursion_defect=_distance(_flat(change, w), _flat(expected, w), _flat(noise, w)),
         slopes=jnp.stack([jnp.min(flat_J), jnp.max(flat_J)]),
@@ -290,6 +296,8 @@ def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Pr
         decay_size=jnp.linalg.norm(m_q),
         decay_defect=_distance(m_q, m_one * q, m_q),
         momentum_size=jnp.linalg.norm(_flat(momentum, w)),
+        averages=jnp.any(quadratic & (flat_J[1:] < 1)),
+        sums=jnp.any(quadratic & (flat_J[1:] == 1)),
     )
 
 
@@ -319,6 +327,8 @@ def examine(
             gain=gain if defined else "none",
             decay="none" if undecayed else diagonal_decay,
             momentum=bool(probe.momentum_size > 0),
+            averages=bool(probe.averages),
+            sums=bool(probe.sums),
             refusal=refusal,
         ),
     )

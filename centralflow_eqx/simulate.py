@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .curvature import Eigenpairs, EigenTracker, Loss, unsolved
 from .errors import NumericalStop, UnsupportedRule
-from .flows import PROCESSES, STOP, AbstractProcess, Observation, Setting
+from .flows import PROCESSES, STOP, AbstractProcess, Minibatch, Observation, Setting
 from .optimizers import AbstractOptimizer
+from .probes import AbstractProbe
 from .response import Rule, State, Vector, examine, relax
-from .state_rate import STATE_RATES, Backward
+from .state_rate import STATE_RATES
 
 
 class Row(NamedTuple):
@@ -69,6 +70,8 @@ def simulate(
     flow: FlowOptions = DEFAULT_FLOW,
     record_every: int = 1,
     evaluate: Callable[[Vector], dict[str, Array]] | None = None,
+    probes: Sequence[AbstractProbe] = (),
+    minibatch: Minibatch | None = None,
     seed: int = 0,
 ) -> Iterator[Row]:
     """Yield a row for every `record_every`-th optimizer step, before the step is taken.
@@ -77,7 +80,8 @@ def simulate(
 
     `loss` maps flat weights `[d]` to a scalar and must be three times differentiable; pass an
     `eqx.Module` to keep its data out of the compiled code. `unravel` gives the parameters that
-    the optimizer sees. `warm_start` discrete steps come first and are not recorded.
+    the optimizer sees. `warm_start` discrete steps come first and are not recorded. `probes`
+    measure more of the processes, `minibatch` is the loss that `discrete_minibatch` descends.
 
     Raises `ValueError` if more eigenvalues are to be tracked than there are weights,
     `UnsupportedRule` for optimizers outside the theory, `NumericalStop` when a process turns
@@ -89,11 +93,12 @@ def simulate(
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     rule = Rule(optimizer, unravel)
     w, s = warm_up(loss, rule, w, warm_start)
-    setting = _settle(loss, rule, w, s, tracker, flow, rule_key)
-    _refuse_flows(setting, processes)
+    setting = _settle(loss, rule, w, s, tracker, flow, minibatch, rule_key)
+    members = _members(setting, processes)
+    for why in filter(None, (probe.refusal(setting) for probe in probes)):
+        raise UnsupportedRule(why)
     capacity = _capacity(setting, w, s, survey_key)
-    members = {name: PROCESSES[name](setting) for name in processes}
-    return _lockstep(members, w, s, capacity, steps, record_every, evaluate, key)
+    return _lockstep(members, w, s, capacity, steps, record_every, evaluate, probes, key)
 
 
 @eqx.filter_jit
@@ -121,6 +126,7 @@ def _settle(
     s: State,
     tracker: EigenTracker,
     flow: FlowOptions,
+    minibatch: Minibatch | None,
     key: PRNGKeyArray,
 ) -> Setting:
     """Derive the optimizer's response where the processes start."""
@@ -140,27 +146,23 @@ def _settle(
         rate.restoration if flow.restoration is None else flow.restoration,
         flow.max_sharpness,
         flow.hvp_chunk,
+        minibatch,
     )
 
 
-def _refuse_flows(setting: Setting, processes: Sequence[str]) -> None:
-    """Raise `UnsupportedRule` if the rule has no flow and one is asked for."""
-    flows = [name for name in processes if PROCESSES[name].follows_flow]
-    if not flows:
-        return
-    structure = setting.response.structure
-    if structure.refusal:
-        others = [name for name in processes if name not in flows] or ["discrete"]
+def _members(setting: Setting, names: Sequence[str]) -> dict[str, AbstractProcess]:
+    """The processes by name; raises `UnsupportedRule` if the setting does not allow one."""
+    members = {name: PROCESSES[name](setting) for name in names}
+    refusals = {name: member.refusal() for name, member in members.items()}
+    refused = {name: why for name, why in refusals.items() if why}
+    if refused:
+        others = [name for name in names if name not in refused] or ["discrete"]
         raise UnsupportedRule(
-            f"no {' or '.join(flows)} flow for this optimizer: {structure.refusal}; its other "
-            f"processes run (processes: [{', '.join(others)}]), and "
+            f"no process {' or '.join(refused)} here: {'; '.join(dict.fromkeys(refused.values()))};"
+            f" others run (processes: [{', '.join(others)}]), and "
             "docs/write_an_optimizer.md says what a flow needs"
         )
-    if isinstance(setting.rate, Backward) and structure.momentum:
-        raise UnsupportedRule(
-            "state_rate 'backward' advances weights and state from old values, which is unstable "
-            "for an optimizer with momentum; use 'exponential'"
-        )
+    return members
 
 
 def _capacity(setting: Setting, w: Vector, s: State, key: PRNGKeyArray) -> int:
@@ -198,6 +200,33 @@ def _advance(process: AbstractProcess, state: Any, observed: Array) -> tuple[Any
     return new, observation
 
 
+@eqx.filter_jit
+def _probe(
+    probe: AbstractProbe, setting: Setting, seen: Observation, carry: Any
+) -> tuple[dict[str, Array], Any, Array]:
+    return probe.measure(setting, seen, carry)
+
+
+def _measure(
+    probe: AbstractProbe, process: AbstractProcess, seen: Observation, carry: "_Carry"
+) -> tuple[dict[str, Array], "_Carry"]:
+    """What a probe sees; seen again with twice the room where that was too small."""
+    while True:
+        series, new, overflow = _probe(probe, process.setting, seen, carry.value)
+        if not overflow:
+            return series, carry._replace(value=new)
+        capacity = 2 * carry.capacity
+        carry = _Carry(probe.init(seen.weights, capacity, carry.key), capacity, carry.key)
+
+
+class _Carry(NamedTuple):
+    """What a probe keeps of a process, and how much room it has."""
+
+    value: Any
+    capacity: int
+    key: PRNGKeyArray
+
+
 def _lockstep(
     members: dict[str, AbstractProcess],
     w: Vector,
@@ -206,12 +235,19 @@ def _lockstep(
     steps: int,
     record_every: int,
     evaluate: Callable[[Vector], dict[str, Array]] | None,
+    probes: Sequence[AbstractProbe],
     key: PRNGKeyArray,
 ) -> Iterator[Row]:
     running = dict(members)
     states = {
         name: eqx.filter_jit(process.init)(w, s, capacity, k)
         for (name, process), k in zip(members.items(), jr.split(key, len(members)), strict=True)
+    }
+    carries = {
+        (name, i): _Carry(probe.init(w, capacity, jr.fold_in(key, i)), capacity, key)
+        for name in members
+        for i, probe in enumerate(probes)
+        if probe.suits(name)
     }
     for step in range(steps):
         observed = jnp.asarray(step % record_every == 0)
@@ -220,8 +256,13 @@ def _lockstep(
             states[name], seen[name] = _advance(process, states[name], observed)
         stops = {name: _judge(name, step, observation) for name, observation in seen.items()}
         stops = {name: reason for name, reason in stops.items() if reason}
+        measured: dict[str, dict[str, Array]] = {name: {} for name in seen}
+        for (name, i), carry in carries.items():
+            if name in seen and step % (record_every * probes[i].every) == 0:
+                found, carries[name, i] = _measure(probes[i], members[name], seen[name], carry)
+                measured[name] |= found
         if observed or stops:
-            yield _row(step, seen, stops, w, evaluate)
+            yield _row(step, seen, measured, stops, w, evaluate)
         running = {name: process for name, process in running.items() if name not in stops}
 
 
@@ -243,11 +284,12 @@ def _judge(name: str, step: int, observation: Observation) -> str:
 def _row(
     step: int,
     seen: dict[str, Observation],
+    measured: dict[str, dict[str, Array]],
     stops: dict[str, str],
     start: Vector,
     evaluate: Callable[[Vector], dict[str, Array]] | None,
 ) -> Row:
-    series = {name: dict(observation.series) for name, observation in seen.items()}
+    series = {name: seen[name].series | measured[name] for name in seen}
     weights = {name: observation.weights for name, observation in seen.items()}
     for name in seen:
         series[name]["distance_moved"] = jnp.linalg.norm(weights[name] - start)
@@ -256,7 +298,7 @@ def _row(
     for name, observation in seen.items():
         if observation.oscillation is not None and "discrete" in seen:
             series[name]["empirical_variances"] = _projected_variances(
-                observation.oscillation, weights["discrete"] - weights[name]
+                observation.oscillation.projectors, weights["discrete"] - weights[name]
             )
     comparisons = {
         f"distance/{a}-{b}": jnp.linalg.norm(weights[a] - weights[b])

@@ -143,12 +143,12 @@ class EigenTracker(eqx.Module):
 
         Eigenvectors of eigenvalues above `exact_above` are converged to `tol`. The start is an
         extrapolation of the last two solves or, where the point oscillates with period two, the
-        solve before the last. Problems with hardly more dimensions than a search space (three
-        times the capacity) are solved densely.
+        solve before the last. Up to five times as many dimensions as columns are solved densely:
+        a search space has three times as many, and nearly fills them.
         """
         d, m = pairs.Y.shape
         key, draw, again = jr.split(pairs.key, 3)
-        if d <= 3 * m:
+        if d <= 5 * m:
             solved, products = _dense(model, gain, m), jnp.asarray(d, jnp.int32)
         else:
             start = self._start(gain, pairs, draw, explore, oscillating)

@@ -1,14 +1,19 @@
 """What every process has in common: it is observed, then moves by one optimizer step."""
 
 import abc
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ..curvature import EigenTracker, LocalModel, Loss, local_model
+from ..oscillation import Modes
 from ..response import Response, State, Vector
-from ..state_rate import AbstractStateRate
+from ..state_rate import AbstractStateRate, Backward
+
+Minibatch = Callable[[Vector, Int[Array, ""], PRNGKeyArray], Float[Array, ""]]
+"""The loss of the mini-batch that a step takes, from weights, the number of the step and a key."""
 
 
 class STOP(eqx.Enumeration):
@@ -30,7 +35,8 @@ class Setting(eqx.Module):
     the effective eigenvalue from which a direction may oscillate, `restoration` the rate, per
     optimizer step, at which a central flow that starts unstable is made stable, `max_sharpness`
     the effective eigenvalue at which a stable flow gives up, `hvp_chunk` the number of
-    Hessian-vector products taken at once (0: all).
+    Hessian-vector products taken at once (0: all), `minibatch` the loss whose gradients a
+    mini-batch optimizer takes.
     """
 
     loss: Loss
@@ -42,6 +48,7 @@ class Setting(eqx.Module):
     restoration: float = float("inf")
     max_sharpness: float = 100.0
     hvp_chunk: int = 0
+    minibatch: Minibatch | None = None
 
     def local_model(self, w: Vector) -> LocalModel:
         """Loss, gradient and Hessian-vector products at `w`."""
@@ -51,27 +58,43 @@ class Setting(eqx.Module):
 class Observation(eqx.Module):
     """What is known of a process at one step.
 
-    `series` are the small arrays that a run records. `overflow` says that more eigenpairs want
-    tracking than there is room for. `oscillation`, for central flows, has the vectors that project
-    a displacement of the weights on the eigenvectors of Sigma.
+    `post` is the post-update state at the weights, `series` are the small arrays that a run
+    records. `overflow` says that more eigenpairs want tracking than there is room for.
+    `oscillation` is that of a flow that predicts one.
     """
 
     weights: Vector
+    post: State
     series: dict[str, Array]
     overflow: Bool[Array, ""]
     stop: STOP
-    oscillation: Float[Array, "d m"] | None = None
+    oscillation: Modes | None = None
+
+
+def flow_refusal(setting: Setting) -> str:
+    """Why the setting's rule has no flow, empty if it has one."""
+    structure = setting.response.structure
+    if structure.refusal:
+        return structure.refusal
+    if isinstance(setting.rate, Backward) and structure.momentum:
+        return (
+            "state_rate 'backward' advances weights and state from old values, which is unstable "
+            "for an optimizer with momentum; use 'exponential'"
+        )
+    return ""
 
 
 class AbstractProcess(eqx.Module):
     """Something that evolves in optimizer steps from given weights and optimizer state.
 
-    Everything that evolves is in one pytree, the state. `follows_flow` says whether the process
-    needs the rule to have a flow.
+    Everything that evolves is in one pytree, the state.
     """
 
     setting: eqx.AbstractVar[Setting]
-    follows_flow: ClassVar[bool]
+
+    @abc.abstractmethod
+    def refusal(self) -> str:
+        """Why the setting's rule has no such process, empty if it has."""
 
     @abc.abstractmethod
     def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> Any:

@@ -1,7 +1,5 @@
 """The optimizer itself."""
 
-from typing import ClassVar
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
@@ -25,7 +23,9 @@ class Discrete(AbstractProcess):
     """The optimizer's own iteration w+ = w + G(s, g, w)."""
 
     setting: Setting
-    follows_flow: ClassVar[bool] = False
+
+    def refusal(self) -> str:
+        return ""
 
     def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> DiscreteState:
         return DiscreteState(w, s, start_spectra(self.setting, w, capacity, key))
@@ -42,6 +42,7 @@ class Discrete(AbstractProcess):
         series = common_series(setting, model, post, gain, spectra)
         observation = Observation(
             w,
+            post,
             series | {"gradients": jnp.ones((), jnp.int32)},
             setting.tracker.overflows(spectra.effective),
             STOP.running,

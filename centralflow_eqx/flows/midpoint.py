@@ -1,7 +1,5 @@
 """The optimizer's iterates with their oscillation averaged out."""
 
-from typing import ClassVar
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -31,7 +29,9 @@ class Midpoint(AbstractProcess):
     """
 
     setting: Setting
-    follows_flow: ClassVar[bool] = False
+
+    def refusal(self) -> str:
+        return ""
 
     def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> MidpointState:
         # NaN marks that nothing came before the first iterate.
@@ -52,6 +52,7 @@ class Midpoint(AbstractProcess):
         series = common_series(setting, model, post, gain, spectra)
         observation = Observation(
             middle,
+            post,
             series | {"gradients": jnp.full((), 2, jnp.int32)},
             setting.tracker.overflows(spectra.effective),
             STOP.running,

@@ -1,6 +1,6 @@
 """The flow of an optimizer that never oscillates."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from ..response import State, Vector, relax
-from ._base import STOP, AbstractProcess, Observation, Setting
+from ._base import STOP, AbstractProcess, Observation, Setting, flow_refusal
 from ._registry import PROCESSES
 from ._spectra import Spectra, common_series, start_spectra, track_for_record, widen_spectra
 
@@ -32,8 +32,10 @@ class Stable(AbstractProcess):
     """
 
     setting: Setting
-    follows_flow: ClassVar[bool] = True
     max_substeps: int = 4096
+
+    def refusal(self) -> str:
+        return flow_refusal(self.setting)
 
     def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> StableState:
         setting = self.setting
@@ -58,6 +60,7 @@ class Stable(AbstractProcess):
         )
         observation = Observation(
             w,
+            post,
             series | {"gradients": gradients + 1},
             setting.tracker.overflows(spectra.effective),
             stop,

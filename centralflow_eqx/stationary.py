@@ -1,0 +1,207 @@
+"""Where an optimizer's statistics settle when the weights stand still.
+
+The oscillation feeds the statistics, and the statistics decide what oscillates. With the weights
+fixed both settle: the state s and the covariance Sigma = U X U^T solve
+
+    s = F(s, g) + excess(X),    X >= 0,    Z = U^T (2P(s) - H) U >= 0,    <X, Z> = 0.
+
+For RMSProp this is the stationary nu of arXiv 2410.24206, whose P = sqrt(nu)/lr solves a convex
+program: min tr P + g^T P^{-1} g / lr^2 over diagonal P with H <= 2 P. Without the second term it is
+the preconditioner that only stability asks for (`stability_only`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from .complementarity import ComplementarySolution, smat, solve_complementarity, svec
+from .curvature import Eigenpairs, EigenTracker, LocalModel
+from .oscillation import Point, combine, gain_change, pair_excesses, restrict
+from .response import Response, State, Structure, Vector
+
+_MOST_ITERATIONS = 200
+# An iteration goes half of the way to the linearised solution, and all of it near the end. Further
+# away a whole step could drop averages to nothing, and curvature would seem immense.
+_SHARE, _NEAR = 0.5, 0.1
+
+
+def stationary_refusal(structure: Structure) -> str:
+    """Why a rule's state settles nowhere, empty if it does."""
+    if structure.sums:
+        return "a statistic in the optimizer's state only grows, it has no stationary value"
+    if not structure.averages:
+        return "no statistic in the optimizer's state is an average of squared gradients"
+    return ""
+
+
+class StationaryState(eqx.Module):
+    """What `solve_stationary` found.
+
+    `point.post` is the stationary state and `solution` its oscillation in the basis
+    `point.pairs.U`. `change` is the relative distance from the solution that was left, as far as
+    the last iteration tells.
+    """
+
+    point: Point
+    solution: ComplementarySolution
+    change: Float[Array, ""]
+    iterations: Int[Array, ""]
+    converged: Bool[Array, ""]
+
+
+class _Iterate(NamedTuple):
+    found: StationaryState
+    post: State
+    share: Float[Array, ""]
+    products: Int[Array, ""]
+
+
+def solve_stationary(
+    model: LocalModel,
+    response: Response,
+    tracker: EigenTracker,
+    w: Vector,
+    guess: State,
+    pairs: Eigenpairs,
+    tol: float | None = None,
+) -> StationaryState:
+    """The stationary state at the weights of `model`, from a post-update state `guess`.
+
+    A Newton iteration: the complementarity problem of the margin's linearisation in the state,
+    over all directions above `tracker.track_above`, then a share of the way to its solution. Each
+    costs the eigensolver's products and no third derivative. Entries that never forget (counters)
+    keep their values. `tol`, on the relative change, is 1e-7 in float64 and 1e-4 in float32.
+    `products` of the returned pairs are those of all iterations.
+    """
+    tol = tol or (1e-7 if w.dtype == jnp.float64 else 1e-4)
+
+    def body(now: _Iterate) -> _Iterate:
+        gain = response.gain(now.post, w)
+        pairs = tracker.solve(model, gain, now.found.point.pairs, exact_above=tracker.track_above)
+        point = Point(w, now.post, model.grad, gain, pairs)
+        solution, step = _newton_step(response, point, tracker.track_above, now.share)
+        change = _relative(step, now.post) / now.share
+        near = (change < _NEAR) & (change < now.found.change)
+        share = jnp.where(near, 1, _SHARE).astype(now.share.dtype)
+        found = StationaryState(point, solution, change, now.found.iterations + 1, change <= tol)
+        post = jax.tree.map(jnp.add, now.post, step)
+        return _Iterate(found, post, share, now.products + pairs.products)
+
+    def unfinished(now: _Iterate) -> Bool[Array, ""]:
+        return ~now.found.converged & (now.found.iterations < _MOST_ITERATIONS)
+
+    last = jax.lax.while_loop(unfinished, body, _start(model, response, w, guess, pairs))
+    return eqx.tree_at(lambda f: f.point.pairs.products, last.found, last.products)
+
+
+def _start(
+    model: LocalModel, response: Response, w: Vector, guess: State, pairs: Eigenpairs
+) -> _Iterate:
+    m, dtype = pairs.theta.size, pairs.theta.dtype
+    solution = jax.eval_shape(
+        solve_complementarity, jnp.zeros((m, m)), jnp.zeros((m * (m + 1) // 2,) * 2)
+    )
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), solution)
+    point = Point(w, guess, model.grad, response.gain(guess, w), pairs)
+    zero = jnp.zeros((), jnp.int32)
+    far = jnp.asarray(jnp.inf, dtype)
+    found = StationaryState(point, nothing, far, zero, jnp.zeros((), bool))
+    return _Iterate(found, guess, jnp.asarray(_SHARE, dtype), zero)
+
+
+def _newton_step(
+    response: Response, point: Point, above: float, share: Float[Array, ""]
+) -> tuple[ComplementarySolution, State]:
+    """The oscillation of the linearised problem, and `share` of the way to its state."""
+    pairs, post, w = point.pairs, point.post, point.w
+    # A stationary oscillation is critical: H u = 2 P u, which also makes beta symmetric.
+    excesses = pair_excesses(response, point, 2 * pairs.Y)
+    J = response.slopes(post, w)
+
+    def settle(gap: State) -> State:
+        """The share of the way that closes a gap F(s) - s, slopes J."""
+        rest = jax.tree.map(lambda j: jnp.where(j == 1, 1, 1 - j), J)
+        return jax.tree.map(
+            lambda x, j, r: jnp.where(j == 1, 0, share.astype(x.dtype) * x / r), gap, J, rest
+        )
+
+    change, still = gain_change(response, point), jnp.zeros_like(w)
+    gap = jax.tree.map(jnp.subtract, response.advance(post, point.grad, w), post)
+    drift = change(still, settle(gap)).astype(jnp.float64)
+    alpha = jnp.diag(2 - pairs.theta.astype(jnp.float64)) + smat(drift, pairs.theta.size)
+    beta = jax.vmap(lambda e: change(still, settle(e)), out_axes=1)(excesses)
+    beta = beta.astype(jnp.float64)
+    critical = jnp.sum(pairs.mask & (pairs.theta > above)).astype(jnp.int32)
+    solution = solve_complementarity(*restrict(alpha, (beta + beta.T) / 2, critical))
+    excess = combine(excesses, svec(solution.X).astype(w.dtype))
+    return solution, settle(jax.tree.map(jnp.add, gap, excess))
+
+
+def _relative(step: State, post: State) -> Float[Array, ""]:
+    """The largest relative change of a leaf."""
+    changes = [
+        jnp.linalg.norm(d) / jnp.maximum(jnp.linalg.norm(s), jnp.finfo(s.dtype).tiny)
+        for d, s in zip(jax.tree.leaves(step), jax.tree.leaves(post), strict=True)
+    ]
+    return jnp.max(jnp.stack(changes))
+
+
+class StabilityOnly(eqx.Module):
+    """The least preconditioner that is stable, and the factor that certifies it.
+
+    P = diag(`diagonal`) has least trace among those with H <= 2 P. Rows of `factor` V have length
+    sqrt(1/2); H V = 2 P V, so that trace is <V, H V>. `rank_deficient` says that V has columns to
+    spare, which makes a local optimum of the factorised problem the global one.
+    """
+
+    diagonal: Float[Array, " d"]
+    factor: Float[Array, "d r"]
+    rank_deficient: Bool[Array, ""]
+    iterations: Int[Array, ""]
+
+
+def start_factor(d: int, columns: int, dtype: jnp.dtype, key: PRNGKeyArray) -> Array:
+    """A random factor to start `stability_only` from."""
+    return _unit_rows(jax.random.normal(key, (d, columns), dtype))
+
+
+def stability_only(
+    hvps: Callable[[Float[Array, "d r"]], Float[Array, "d r"]],
+    scale: Float[Array, " d"],
+    factor: Float[Array, "d r"],
+    tol: float | None = None,
+) -> StabilityOnly:
+    """min tr P over diagonal P with H <= 2 P, by its dual in factorised form.
+
+    max <M, H> over M >= 0 with M_ii = 1/2 is maximised over M = V V^T, V with rows of equal length
+    (Burer and Monteiro, Math. Program. 95, 2003), by L-BFGS. `scale`, positive, is a guess of P
+    that conditions the problem. One product with all columns of V an iteration.
+    """
+    tol = tol or (1e-8 if factor.dtype == jnp.float64 else 1e-4)
+    root = jnp.sqrt(scale)[:, None]
+
+    def objective(Y: Float[Array, "d r"], args: None) -> Float[Array, ""]:
+        V = _unit_rows(Y / root)
+        return -jnp.vdot(V, hvps(V))
+
+    solution = optx.minimise(
+        objective, optx.LBFGS(tol, tol), root * factor, max_steps=500, throw=False
+    )
+    V = _unit_rows(solution.value / root)
+    HV = hvps(V)
+    spectrum = jnp.linalg.eigvalsh(V.T @ V)
+    return StabilityOnly(
+        diagonal=jnp.maximum(jnp.sum(HV * V, axis=1), 0),
+        factor=V,
+        rank_deficient=spectrum[0] <= 1e-6 * spectrum[-1],
+        iterations=solution.stats["num_steps"],
+    )
+
+
+def _unit_rows(V: Float[Array, "d r"]) -> Float[Array, "d r"]:
+    return V / (jnp.sqrt(2.0).astype(V.dtype) * jnp.linalg.norm(V, axis=1, keepdims=True))
