@@ -1,8 +1,13 @@
 """The report: facts computed from a run's data, figures, page."""
 
+import base64
 import dataclasses
+import html
+import json
 import re
 
+import h5py
+import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pytest
@@ -11,9 +16,24 @@ from scipy.ndimage import gaussian_filter1d
 from centralflow_eqx.errors import InputError
 from centralflow_eqx.recorder import Recorder
 from centralflow_eqx.report import summarise, write_report
+from centralflow_eqx.report._chart import (
+    Chart,
+    Curve,
+    HeatMap,
+    Key,
+    Reference,
+    Strand,
+    chart,
+    families,
+)
 from centralflow_eqx.report._data import Run, load_run, ranges, smooth
 from centralflow_eqx.report._edge import find_edge, smoothed
-from centralflow_eqx.report.narrative import describe, gather
+from centralflow_eqx.report._images import write_images
+from centralflow_eqx.report._interactive import division
+from centralflow_eqx.report._style import FULL, PREDICTED, Look
+from centralflow_eqx.report.facts import gather
+from centralflow_eqx.report.figures import PLOTS, charts
+from centralflow_eqx.report.narrative import describe, percent
 
 T = 120
 ONSETS = (46, 80)  # rows from which the two leading directions oscillate
@@ -213,12 +233,18 @@ def test_oscillating_directions(facts, tmp_path):
 
 
 def test_errors_of_predictions(facts):
-    loss, grad = facts.errors
-    assert (loss.quantity, grad.quantity) == ("train_loss", "grad_norm_sq")
+    loss, grad, variances = facts.errors
+    quantities = [error.quantity for error in facts.errors]
+    assert quantities == ["train_loss", "grad_norm_sq", "empirical_variances"]
+    assert {error.flow for error in facts.errors} == {"central"}
     # The empirical variance swings slowly about the predicted one by a half.
     assert loss.median < 0.02 < loss.own
     assert grad.median < 0.15 < 0.5 < grad.own
     assert loss.worst_step >= loss.first_step == facts.edges[0].step
+    # Judged where Sigma is not zero, which is from the row after the first onset on.
+    assert variances.first_step == ONSETS[0] + 1
+    assert variances.median < 0.2
+    assert np.isnan(variances.own)
 
 
 def constant_run(**central):
@@ -334,6 +360,424 @@ def test_every_fact_can_be_missing():
     assert dataclasses.is_dataclass(facts)
 
 
+def test_errors_of_several_values_at_once_are_of_their_norm():
+    run = constant_run(train_loss=1.0)
+    rows = np.ones((60, 1))
+    run.series["discrete"]["grad_sq_at"] = rows * [3.0, 4.0]
+    run.series["central"]["predicted_grad_sq_at"] = rows * [3.0, 4.5]
+    run.series["central"]["grad_sq_at"] = rows * [0.0, 0.0]
+    run.series["discrete"]["outputs"] = rows * [-2.0]
+    run.series["central"]["predicted_outputs"] = rows * [-1.9]
+    run.series["discrete"]["state/nu_sum"] = np.full(60, 8.0)
+    run.series["central"]["state/nu_sum"] = np.full(60, 10.0)
+    grads, outputs, averages = gather(run).errors
+    assert (grads.quantity, outputs.quantity) == ("grad_sq_at", "outputs")
+    np.testing.assert_allclose([grads.median, grads.worst, grads.own], [0.1, 0.1, 1.0])
+    np.testing.assert_allclose(outputs.median, 0.05)
+    assert np.isnan(outputs.own)
+    assert averages.quantity == "state/nu_sum"
+    np.testing.assert_allclose(averages.median, 0.25)
+    told = " ".join(describe(gather(run))["How good the predictions are"])
+    assert "predicted time average of the network's outputs is off by 5%" in told
+
+
+def test_errors_of_every_flow_the_central_flow_first():
+    run = constant_run(train_loss=1.0, predicted_loss=1.1)
+    run.series["ablated"] = {"train_loss": np.ones(60), "predicted_loss": np.full(60, 1.2)}
+    central, ablated = gather(run).errors
+    assert (central.flow, ablated.flow) == ("central", "ablated")
+    np.testing.assert_allclose([central.median, ablated.median], [0.1, 0.2], atol=2e-4)
+    told = " ".join(describe(gather(run))["How good the predictions are"])
+    assert "The loss that the ablated flow predicts is off by 20%." in told
+
+
+def test_error_of_the_variance_only_while_directions_oscillate():
+    run = constant_run(train_loss=1.0)
+    on = (np.arange(60) >= 20)[:, None]
+    run.series["central"]["sigma_eigenvalues"] = np.where(on, [[0.02, 0.0]], 0.0)
+    run.series["central"]["empirical_variances"] = np.where(on, [[0.025, 0.0]], 1e-9)
+    (error,) = gather(run).errors
+    assert (error.quantity, error.first_step) == ("empirical_variances", 20)
+    np.testing.assert_allclose([error.median, error.worst], [0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0.0123, "1.2%"), (3.0, "300%"), (10.5, "more than 1000%")]
+)
+def test_percentages(share, shown):
+    assert percent(share) == shown
+
+
+def ablated_run(rows=60):
+    run = constant_run(train_loss=0.5)
+    run.series["central"]["raw_eigenvalues"] = np.full((60, 2), [4.0, 3.0])
+    known = np.arange(60) < rows
+    run.series["ablated"] = {
+        "train_loss": np.where(known, 0.7, np.nan),
+        "raw_eigenvalues": np.where(known, np.linspace(4, 9, 60), np.nan)[:, None],
+    }
+    return run
+
+
+def test_the_ablated_flow_beside_the_central_flow():
+    ablation = gather(ablated_run()).ablation
+    assert (ablation.step, ablation.loss, ablation.sharpness) == (59, (0.7, 0.5), (9.0, 4.0))
+    stopped = gather(ablated_run(rows=10)).ablation
+    assert stopped.step == 9
+    (told,) = describe(gather(ablated_run()))["What stabilised it"]
+    assert "At step 59 its training loss is higher: 0.7, against 0.5." in told
+    assert "in sharper regions: the largest eigenvalue of the Hessian is 9, against 4." in told
+
+
+def test_what_the_state_does():
+    run = constant_run(train_loss=1.0)
+    t = np.arange(60)
+    run.series["central"] |= {
+        "sigma_eigenvalues": np.where(t < 30, 0.0, 0.01)[:, None],
+        "stabilised_by_state": np.where(t < 30, 0.9, 0.25),
+        "stationary/cosine": np.where(t % 20 == 0, 0.5 + t / 100, np.nan),
+    }
+    adaptation = gather(run).adaptation
+    assert (adaptation.flow, adaptation.by_state, adaptation.step) == ("central", 0.25, 40)
+    np.testing.assert_allclose(adaptation.cosine, 0.9)
+    told = " ".join(describe(gather(run))["What stabilised it"])
+    assert "the optimizer's state does 25% of the stabilisation" in told
+    assert "cosine similarity 0.900" in told
+
+
+def test_nothing_is_told_about_what_was_not_run(facts):
+    assert (facts.ablation, facts.adaptation) == (None, None)
+    assert "What stabilised it" not in describe(facts)
+
+
+# Charts
+
+
+def curves(drawn):
+    """Curves by name."""
+    return {curve.name: curve for curve in drawn.curves}
+
+
+def drawn(run, name):
+    (plot,) = (plot for plot in PLOTS if plot.name == name)
+    return plot.chart(run)
+
+
+def test_a_chart_has_only_what_its_axes_can_show():
+    x = np.arange(3.0)
+    lines = [Curve(x, np.array([1.0, -1, 0]), "a", "k"), Curve(x, -x, "b", "k")]
+    shown = chart(lines, "y", log_y=True)
+    assert [curve.name for curve in shown.curves] == ["a"]
+    np.testing.assert_array_equal(shown.curves[0].y, [1, np.nan, np.nan])
+    assert len(chart(lines, "y").curves) == 2
+    assert chart(lines[1:], "y", log_y=True) is None
+    assert chart([], "y") is None
+
+
+def test_families_of_curves():
+    x, unknown = np.arange(2.0), np.full(2, np.nan)
+    strands = [
+        Strand("a", "average", x, unknown, "red", FULL),
+        Strand("a", "raw", x, x, "red", FULL),
+        Strand("a", "predicted", x, x, "red", PREDICTED),
+        Strand("b", "raw", x, x, "blue", FULL),
+    ]
+    shown = families(strands, "y", log_x=True)
+    assert [(c.name, c.legend_name, c.in_legend) for c in shown.curves] == [
+        ("a, raw", "a", True),
+        ("a, predicted", "a", False),
+        ("b, raw", "b", True),
+    ]
+    assert [(key.name, key.look) for key in shown.keys] == [("raw", FULL), ("predicted", PREDICTED)]
+    assert shown.log_x
+    assert families(strands[:1], "y") is None
+
+
+def test_loss_chart(run_dir, facts):
+    run = load_run(run_dir)
+    shown = curves(drawn(run, "loss"))
+    assert list(shown) == [
+        "discrete",
+        "discrete, smoothed",
+        "stable",
+        "central, its own",
+        "central, predicted time average",
+    ]
+    discrete, edge = run.series["discrete"]["train_loss"], facts.edges[0].row
+    np.testing.assert_array_equal(shown["discrete"].y, discrete)
+    average = shown["discrete, smoothed"].y
+    assert np.isnan(average[:edge]).all()
+    np.testing.assert_allclose(average[edge:], smooth(discrete[edge:], 6.0))
+    predicted = shown["central, predicted time average"]
+    np.testing.assert_array_equal(predicted.y, run.series["central"]["predicted_loss"])
+    np.testing.assert_array_equal(predicted.x, np.arange(T))
+    assert predicted.look.dash
+
+
+def test_what_never_oscillated_is_not_smoothed(tmp_path):
+    run = load_run(make_run(tmp_path, rows=40))
+    assert "discrete, smoothed" not in curves(drawn(run, "loss"))
+    # Unless it is known to be noisy.
+    run.series["discrete_minibatch"] = run.series.pop("discrete")
+    assert "discrete minibatch, smoothed" in curves(drawn(run, "loss"))
+
+
+def test_eigenvalue_chart(run_dir):
+    run = load_run(run_dir)
+    shown = drawn(run, "eigenvalues")
+    assert shown.references == (Reference(2, "critical value 2"),)
+    largest = max(np.nanmax(run.series[p]["eigenvalues"]) for p in ("discrete", "central"))
+    np.testing.assert_allclose(shown.y_range, [0.9 * 0.7, 1.05 * max(largest, 2.2)])
+    pale = [curve for curve in shown.curves if not curve.in_legend]
+    assert [curve.group for curve in pale] == ["midpoint"] * 3 + ["central"] * 3
+    np.testing.assert_array_equal(pale[3].y, run.series["central"]["eigenvalues"][:, 1])
+
+
+def test_variance_chart(run_dir):
+    run = load_run(run_dir)
+    shown = curves(drawn(run, "variances"))
+    assert len(shown) == 4
+    sigma = run.series["central"]["sigma_eigenvalues"][:, 1]
+    along = np.where(sigma > 0.012e-6, sigma, np.nan)
+    np.testing.assert_array_equal(shown["direction 2, predicted"].y, along)
+    measured = shown["direction 2, measured"].y
+    np.testing.assert_array_equal(np.isnan(measured), np.isnan(along))
+
+
+def test_distance_chart(run_dir):
+    shown = curves(drawn(load_run(run_dir), "distances"))
+    assert list(shown)[:2] == ["discrete to central", "midpoint to central"]
+    np.testing.assert_allclose(shown["midpoint to stable"].y[:90], 0.08 * np.arange(1, 91))
+    np.testing.assert_allclose(shown["central to its start"].x, np.arange(10, T, 10))
+    np.testing.assert_allclose(shown["central to its start"].y, 2 * 0.1 * np.arange(10, T, 10))
+
+
+def test_what_all_charts_share(run_dir):
+    for shown in charts(load_run(run_dir)).values():
+        assert shown.shaded == ((49.5, 51.5), (99.5, 100.5))
+        np.testing.assert_allclose(shown.x_range, (-1.69, 120.69))
+
+
+def test_coordinate_charts():
+    run = constant_run(train_loss=1.0)
+    run = dataclasses.replace(run, coordinates=(7, 3, 1, 9, 12))
+    values = np.outer(np.linspace(1, 2, 60), np.arange(1.0, 6.0))
+    sparse = np.where(np.arange(60)[:, None] % 10 == 0, values, np.nan)
+    run.series["discrete"] |= {"grad_sq_at": values, "state/nu_at": 2 * values}
+    run.series["central"] |= {
+        "predicted_grad_sq_at": 3 * values,
+        "state/nu_at": 4 * values,
+        "stationary/nu_at": 5 * sparse,
+    }
+    grads, averages = curves(drawn(run, "coordinates")), curves(drawn(run, "nu"))
+    assert len(grads) == len(averages) == 4 * 3
+    np.testing.assert_array_equal(grads["weight 3, discrete"].y, values[:, 1])
+    average = grads["weight 3, discrete, smoothed"].y
+    np.testing.assert_allclose(average, smooth(values[:, 1], 5.0))
+    np.testing.assert_array_equal(grads["weight 9, predicted"].y, 3 * values[:, 3])
+    np.testing.assert_array_equal(averages["weight 7, discrete"].y, 2 * values[:, 0])
+    np.testing.assert_array_equal(averages["weight 1, central"].y, 4 * values[:, 2])
+    settled = averages["weight 7, stationary value"]
+    np.testing.assert_array_equal(settled.x, np.arange(0, 60, 10))
+    np.testing.assert_array_equal(settled.y, 5 * values[::10, 0])
+
+
+def test_output_chart():
+    run = constant_run(train_loss=1.0)
+    values = np.outer(np.linspace(-1, 1, 60), np.arange(1.0, 9.0))
+    run.series["discrete"]["outputs"] = values
+    run.series["central"] |= {"outputs": values + 1, "predicted_outputs": values + 2}
+    shown = curves(drawn(run, "outputs"))
+    assert len(shown) == 6 * 4
+    np.testing.assert_array_equal(shown["output 6, discrete"].y, values[:, 5])
+    np.testing.assert_array_equal(shown["output 6, central, its own"].y, values[:, 5] + 1)
+    np.testing.assert_array_equal(shown["output 1, predicted"].y, values[:, 0] + 2)
+
+
+def test_preconditioner_charts_draw_through_rows_that_were_not_computed():
+    run = constant_run(train_loss=1.0)
+    t = np.arange(60)
+    known = t % 15 == 0
+    run.series["discrete"]["stationary/cosine"] = np.where(known, 1 - t / 100, np.nan)
+    kinds = ("", "_stationary", "_stability", "_scalar")
+    for factor, kind in enumerate(kinds, start=1):
+        run.series["central"][f"stationary/efficacy{kind}"] = np.where(known, factor * 1.0, np.nan)
+    (cosine,) = drawn(run, "stationary_cosine").curves
+    np.testing.assert_array_equal(cosine.x, [0, 15, 30, 45])
+    np.testing.assert_allclose(cosine.y, [1, 0.85, 0.7, 0.55])
+    efficacies = {curve.name: set(curve.y) for curve in drawn(run, "efficacy").curves}
+    assert efficacies == {
+        "central, actual": {1.0},
+        "stationary": {2.0},
+        "only stability": {3.0},
+        "best scalar": {4.0},
+    }
+
+
+def test_step_size_and_stabilisation_charts():
+    run = constant_run(train_loss=1.0)
+    run.series["discrete"]["effective_step"] = np.full(60, 0.3)
+    run.series["central"] |= {
+        "effective_step": np.full(60, 0.25),
+        "raw_eigenvalues": np.full((60, 2), [8.0, -1.0]),
+        "stabilised_by_state": np.linspace(0, 1, 60),
+    }
+    shown = {curve.name: curve.y[0] for curve in drawn(run, "effective_step").curves}
+    limit = {"2 / sharpness of the central flow": 0.25}
+    assert shown == {"discrete": 0.3, "central": 0.25} | limit
+    stabilisation = drawn(run, "stabilisation")
+    assert stabilisation.y_range == (0, 1)
+    np.testing.assert_array_equal(stabilisation.curves[0].y, np.linspace(0, 1, 60))
+
+
+def test_charts_without_their_series(run_dir):
+    assert set(charts(load_run(run_dir))) == set(FIGURES)
+
+
+def test_coordinates_are_read_and_are_no_series(tmp_path):
+    run_dir = make_run(tmp_path)
+    with h5py.File(run_dir / "data.h5", "r+") as file:
+        file["coordinate"] = [5, 2]
+        file["coordinate"].make_scale("coordinate")
+        file["central/output"] = [0, 1, 2]
+        file["central/output"].make_scale("output")
+        file["central/state/nu_at"] = np.ones((T, 2))
+    run = load_run(run_dir)
+    assert run.coordinates == (5, 2)
+    assert run.series["central"]["state/nu_at"].shape == (T, 2)
+    assert not {"output", "direction", "weights", "weights_step"} & set(run.series["central"])
+
+
+# Drawing
+
+
+AWKWARD = Chart(
+    curves=(
+        Curve(np.arange(4), np.array([1.0, np.nan, 4, 9]), r"_<b>$\frac$ & a", "#0072B2"),
+        Curve(np.arange(4), np.arange(4.0), "pale", "#888888", in_legend=False, group="g"),
+    ),
+    y_label="y",
+    log_y=True,
+    y_range=(0.1, None),
+    references=(Reference(2, "two"),),
+    keys=(Key("dashes", "#222222", Look(width=3.0, dash=(4, 2))),),
+    shaded=((1, 2), (3, 4)),
+)
+
+
+def in_browser(drawing, name="x"):
+    """What a page hands to plotly: traces and layout, with arrays as lists."""
+    text = division(drawing, name)
+    start = text.index("[", text.index("Plotly.newPlot("))
+    decoder = json.JSONDecoder()
+    traces, end = decoder.raw_decode(text, start)
+    layout, _ = decoder.raw_decode(text, text.index("{", end))
+    return traces, layout
+
+
+def numbers(array):
+    if isinstance(array, dict):
+        return np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"])
+    return np.array(array, float)
+
+
+def test_the_page_draws_the_numbers_of_the_chart(run_dir):
+    for name, shown in charts(load_run(run_dir)).items():
+        traces, _ = in_browser(shown, name)
+        for curve, trace in zip(shown.curves, traces, strict=True):
+            np.testing.assert_array_equal(numbers(trace["x"]), curve.x)
+            np.testing.assert_array_equal(numbers(trace["y"]), curve.y)
+            assert trace["name"] == (curve.group or curve.name)
+            assert trace["hovertemplate"].startswith(f"{curve.name}<br>optimizer step")
+
+
+def test_an_interactive_chart():
+    traces, layout = in_browser(AWKWARD)
+    line, pale, key = traces
+    assert html.unescape(line["name"]) == AWKWARD.curves[0].name
+    assert "<" not in line["name"]
+    assert (pale["showlegend"], pale["legendgroup"]) == (False, "g")
+    assert key["line"]["dash"] == "16.0px,8.0px"  # in units of a width of 4 pixels
+    assert layout["yaxis"]["type"] == "log"
+    assert layout["yaxis"]["range"] == [-1.0, None]
+    reference, *shaded = layout["shapes"]
+    assert (reference["y0"], reference["y1"], reference["name"]) == (2, 2, "two")
+    assert [(s["x0"], s["x1"], s["showlegend"]) for s in shaded] == [(1, 2, True), (3, 4, False)]
+
+
+def test_nothing_in_a_page_leads_out_of_it(run_dir):
+    text = division(AWKWARD, "x")
+    assert '"showSendToCloud": false' in text
+    assert "http" not in text
+
+
+def test_image_files_of_awkward_names(tmp_path):
+    for name in "ab":
+        write_images(AWKWARD, tmp_path, name)
+    for suffix in ("png", "pdf"):
+        first = (tmp_path / f"a.{suffix}").read_bytes()
+        assert first == (tmp_path / f"b.{suffix}").read_bytes()
+        assert first.startswith({"png": b"\x89PNG", "pdf": b"%PDF"}[suffix])
+
+
+def test_legend_of_an_image(tmp_path, monkeypatch):
+    legends = []
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "legend",
+        lambda self, handles, labels, **_: legends.append((handles, labels)),
+    )
+    write_images(AWKWARD, tmp_path, "a")
+    ((handles, labels),) = legends
+    assert labels == [r"_<b>\$\frac\$ & a", "dashes", "two", "not to be trusted"]
+    assert len(handles) == len(labels)
+
+
+def test_a_long_legend_keeps_the_first_and_the_last(tmp_path, monkeypatch):
+    legends = []
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "legend",
+        lambda self, handles, labels, **_: legends.append(labels),
+    )
+    x = np.arange(2.0)
+    strands = [Strand(f"run {i}", "flow", x, x + i, "#000000", FULL) for i in range(60)]
+    write_images(families(strands, "y"), tmp_path, "a")
+    (labels,) = legends
+    assert len(labels) == 16 + 1
+    assert (labels[0], labels[-2], labels[-1]) == ("run 0", "run 59", "flow")
+
+
+def test_a_long_legend_makes_the_image_higher(tmp_path):
+    x = np.arange(2.0)
+    for number in (3, 40):
+        curves = tuple(Curve(x, x + i, f"curve {i}", "#000000") for i in range(number))
+        write_images(Chart(curves, "y"), tmp_path, str(number))
+    few, many = (matplotlib.image.imread(tmp_path / f"{n}.png").shape for n in (3, 40))
+    assert few == (690, 1200, 4)
+    # Ten lines instead of at most four.
+    assert many == (690 + int(6 * 0.19 * 150), 1200, 4)
+
+
+def test_a_long_interactive_legend_begins_with_the_keys():
+    x = np.arange(2.0)
+    strands = [Strand(f"run {i}", "flow", x, x + i, "#000000", FULL) for i in range(13)]
+    for number, rank, orientation in ((3, 1001, "v"), (13, 999, "h")):
+        traces, layout = in_browser(families(strands[:number], "y"))
+        assert traces[-1]["legendrank"] == rank
+        assert layout["modebar"]["orientation"] == orientation
+
+
+def test_a_heat_map(tmp_path):
+    drawing = HeatMap(np.array([[0, 1.2345], [1.2345, 0]]), ("a", "a"), "distance")
+    (trace,), layout = in_browser(drawing)
+    assert trace["text"] == [["0", "1.23"], ["1.23", "0"]]
+    np.testing.assert_array_equal(numbers(trace["z"]).reshape(2, 2), drawing.values)
+    assert layout["yaxis"]["ticktext"] == ["a", "a"]
+    write_images(drawing, tmp_path, "heat")
+    assert ink(tmp_path / "heat.png")[1] > 20
+
+
 # Figures and page
 
 
@@ -351,14 +795,34 @@ def test_figures_and_a_page_that_needs_nothing_else(tmp_path):
         share, colours = ink(run_dir / "figures" / f"{name}.png")
         assert 0.01 < share < 0.5, name
         assert colours > 20, name
-    html = page.read_text()
-    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']{0,30})""", html)
-    assert len(sources) == len(FIGURES)
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert not re.search(r"url\(|@import|<script|<link", html)
-    assert "&lt;made &amp; up&gt;" in html
-    assert "<made" not in html
-    assert "steps 50 to 51, 100" in html
+        assert (run_dir / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    text = page.read_text()
+    scripts = re.findall(r"<script[^>]*>", text)
+    assert len(scripts) == 1 + len(FIGURES)
+    assert not [tag for tag in scripts if "src" in tag]
+    assert text.count("plotly.js v") == 1
+    outside = re.sub(r"(?s)<script[^>]*>.*?</script>", "", text)
+    assert not re.search(r"""(?:src|href)\s*=|url\(|@import|<link|https?:""", outside)
+    assert re.findall(r'id="(chart-\w+)"', outside) == [f"chart-{name}" for name in FIGURES]
+    assert "&lt;made &amp; up&gt;" in outside
+    assert "<made" not in text
+    assert "steps 50 to 51, 100" in outside
+    assert "figures/loss.png" in outside
+
+
+def test_the_page_has_a_table_of_errors(run_dir, facts):
+    text = write_report(run_dir).read_text()
+    loss = facts.errors[0]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", text[text.index("Relative errors") :])
+    assert cells[:6] == [
+        "central",
+        "time average of the loss",
+        percent(loss.median),
+        percent(loss.worst),
+        str(loss.worst_step),
+        percent(loss.own),
+    ]
+    assert cells[17] == ""  # a variance has no value without the oscillation
 
 
 @pytest.mark.parametrize(
@@ -374,7 +838,8 @@ def test_figures_and_a_page_that_needs_nothing_else(tmp_path):
 def test_any_set_of_processes(tmp_path, names, left_out):
     run_dir = make_run(tmp_path, names)
     write_report(run_dir)
-    assert {path.stem for path in (run_dir / "figures").iterdir()} == set(FIGURES) - left_out
+    expected = {f"{name}.{kind}" for name in set(FIGURES) - left_out for kind in ("png", "pdf")}
+    assert {path.name for path in (run_dir / "figures").iterdir()} == expected
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
@@ -387,9 +852,11 @@ def test_hardly_any_rows(tmp_path, rows):
 def test_a_figure_without_data_does_not_stay(tmp_path):
     run_dir = make_run(tmp_path, ("stable",))
     (run_dir / "figures").mkdir()
-    (run_dir / "figures" / "distances.png").write_bytes(b"old")
+    old = [run_dir / "figures" / f"distances.{kind}" for kind in ("png", "pdf")]
+    for path in old:
+        path.write_bytes(b"old")
     write_report(run_dir)
-    assert not (run_dir / "figures" / "distances.png").exists()
+    assert not any(path.exists() for path in old)
 
 
 def test_drawing_leaves_matplotlib_as_it_was(run_dir):
@@ -399,8 +866,11 @@ def test_drawing_leaves_matplotlib_as_it_was(run_dir):
 
 
 def test_equal_data_give_equal_reports(run_dir):
-    first = write_report(run_dir).read_bytes()
-    assert write_report(run_dir).read_bytes() == first
+    def contents():
+        files = [write_report(run_dir), *sorted((run_dir / "figures").iterdir())]
+        return {path.name: path.read_bytes() for path in files}
+
+    assert contents() == contents()
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -1,6 +1,13 @@
-"""A report on a run, made from its directory alone."""
+"""A report on a run, and one on several, made from their directories alone."""
 
 from ._data import smooth
+from .compare import summarise_comparison, write_comparison
 from .page import summarise, write_report
 
-__all__ = ["smooth", "summarise", "write_report"]
+__all__ = [
+    "smooth",
+    "summarise",
+    "summarise_comparison",
+    "write_comparison",
+    "write_report",
+]

@@ -14,7 +14,8 @@ from ..recorder import dataset
 from ..spec.document import parse
 
 _DEFAULT_SMOOTHING = 15.0
-_NOT_SERIES = ("weights", "weights_step", "direction")
+FLOWS = ("central", "stationary", "ablated")
+"""Flows that know the oscillation and predict time averages, the one to judge first."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Run:
     """Everything a report is made of. Rows that were not written are NaN in every series.
 
     `series` by process and name (`[T]`, or `[T, k]` over directions), `distances` by the pair of
-    processes, `smoothing` the width of the Gaussian in rows, `wall_seconds` NaN if unknown.
+    processes, `smoothing` the width of the Gaussian in rows, `wall_seconds` NaN if unknown,
+    `coordinates` indices of the weights that series named `..._at` (`[T, c]`) are about.
     """
 
     steps: Int[np.ndarray, " T"]
@@ -42,11 +44,16 @@ class Run:
     spec: str
     smoothing: float
     wall_seconds: float
+    coordinates: tuple[int, ...] = ()
 
     def get(self, process: str, name: str) -> Float[np.ndarray, "..."] | None:
         """A series, or None if the run has nothing of it."""
         values = self.series.get(process, {}).get(name)
         return None if values is None or np.isnan(values).all() else values
+
+    def flows(self) -> tuple[str, ...]:
+        """The flows that predict time averages, the one to judge first."""
+        return tuple(flow for flow in FLOWS if flow in self.series)
 
     def distance(self, a: str, b: str) -> Float[np.ndarray, " T"] | None:
         """The distance between two processes, in whichever order it was stored."""
@@ -124,6 +131,9 @@ def load_run(run_dir: Path) -> Run:
             spec=spec,
             smoothing=smoothing,
             wall_seconds=_wall_seconds(run_dir / "metrics.jsonl"),
+            coordinates=tuple(int(i) for i in dataset(file, "coordinate")[:])
+            if "coordinate" in file
+            else (),
         )
 
 
@@ -148,7 +158,7 @@ def _read_series(group: h5py.Group) -> dict[str, Float[np.ndarray, "..."]]:
     found: dict[str, np.ndarray] = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and name not in _NOT_SERIES:
+        if isinstance(item, h5py.Dataset) and not item.is_scale and name != "weights":
             found[name] = _as_float(item[:])
 
     group.visititems(visit)

@@ -56,32 +56,47 @@ def find_edge(
 
 
 def edges(run: Run) -> Iterator[Edge]:
-    """The edge of the central flow, the midpoints and the discrete run, as far as there are any."""
-    for process in ("central", "midpoint", "discrete"):
+    """The edge of the flows that stay there, the midpoints and the discrete run, where present."""
+    for process in ("central", "stationary", "midpoint", "discrete"):
         values = run.get(process, "eigenvalues")
         if values is not None:
-            above = LOCK_WIDTH if process == "central" else OSCILLATING_WIDTH
+            above = OSCILLATING_WIDTH if process in ("midpoint", "discrete") else LOCK_WIDTH
             yield find_edge(process, run.steps, values[:, 0], above)
 
 
-def first_oscillating_row(run: Run) -> int:
-    """The row from which the discrete run is smoothed: the first edge known, or the start.
+def first_oscillating_row(run: Run) -> int | None:
+    """The row from which the discrete run oscillates; None if it never did.
+
+    The first edge that is known, or else the first row at which a flow oscillates. A run that
+    says nothing about either may oscillate from the start.
+    """
+    known = list(edges(run))
+    rows = [edge.row for edge in known if edge.row is not None]
+    rows += np.flatnonzero(oscillating(run).any(axis=1)).tolist()
+    return rows[0] if rows else (None if known else 0)
+
+
+def smoothed(
+    run: Run, values: Float[np.ndarray, "..."], process: str = "discrete"
+) -> Float[np.ndarray, "..."]:
+    """`values` smoothed in time from where `process` oscillates, NaN before.
 
     Without oscillation there is nothing to average, and averaging would only flatten the curve.
+    The noise of mini-batches is there from the start.
     """
-    return next((edge.row for edge in edges(run) if edge.row is not None), 0)
-
-
-def smoothed(run: Run, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """`values` smoothed in time from the edge of stability on, NaN before it."""
+    first = 0 if process == "discrete_minibatch" else first_oscillating_row(run)
     after = values.copy()
-    after[: first_oscillating_row(run)] = np.nan
+    after[:first] = np.nan
     return smooth(after, run.smoothing)
 
 
-def oscillating(run: Run) -> Bool[np.ndarray, "T k"]:
-    """Where the central flow's Sigma has an eigenvalue above rounding; `[T, 0]` without a flow."""
-    variances = run.get("central", "sigma_eigenvalues")
+def oscillating(run: Run, flow: str | None = None) -> Bool[np.ndarray, "T k"]:
+    """Where a flow's Sigma has an eigenvalue above rounding; `[T, 0]` without a flow.
+
+    `flow` is the first of the run's flows if it is not given.
+    """
+    flow = flow or next(iter(run.flows()), "")
+    variances = run.get(flow, "sigma_eigenvalues")
     if variances is None:
         return np.zeros((run.steps.size, 0), bool)
     # A run without oscillation has nothing but rounding errors, or zeros.

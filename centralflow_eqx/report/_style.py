@@ -1,21 +1,18 @@
-"""How figures look: colours, lines, axes."""
+"""How figures look: colours and lines."""
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-DPI = 150
-SIZE = (8.0, 4.6)  # inches
+import matplotlib
+from matplotlib.colors import to_hex, to_rgb
 
 # Okabe and Ito's palette, distinguishable with any colour vision.
 BLUE, SKY, GREEN, VERMILION = "#0072B2", "#56B4E9", "#009E73", "#D55E00"
 ORANGE, PURPLE, BLACK, GREY = "#E69F00", "#CC79A7", "#222222", "#8A8A8A"
 PALETTE = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, GREY)
 UNTRUSTED = "#F8DDD3"
+GRID, AXES, TICKS = "#E6E6E6", "#666666", "#444444"
+HEAT = "viridis"
 
 # What is drawn later lies on top.
 _PROCESSES = {
@@ -28,28 +25,30 @@ _PROCESSES = {
     "central": VERMILION,
 }
 
-RC: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.7,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "legend.handlelength": 2.4,
-    "savefig.facecolor": "white",
-}
-RAW: dict[str, Any] = {"lw": 0.7, "alpha": 0.5}
-FAINT: dict[str, Any] = {"lw": 0.9}
-PREDICTED: dict[str, Any] = {"lw": 1.8, "dashes": (3, 1.5)}
+
+@dataclass(frozen=True)
+class Look:
+    """How a line is drawn.
+
+    `width` in points, `dash` the lengths of strokes and gaps in line widths (empty: a full line);
+    lines of a higher `layer` lie on top.
+    """
+
+    width: float = 1.6
+    opacity: float = 1.0
+    dash: tuple[float, ...] = ()
+    layer: float = 2.0
+
+
+FULL = Look()
+RAW = Look(width=0.7, opacity=0.5)
+BEHIND = Look(width=0.7, opacity=0.5, layer=1.9)
+STRONG = Look(width=1.7)
+FAINT = Look(width=0.9, layer=1.8)
+PREDICTED = Look(width=1.8, dash=(3, 1.5))
+DASHED = Look(width=1.1, dash=(5, 2))
+DOTTED = Look(width=1.4, dash=(1, 1.65))
+REFERENCE = Look(width=1.0, dash=(4, 3), layer=1.5)
 
 
 def colour(process: str) -> str:
@@ -57,12 +56,22 @@ def colour(process: str) -> str:
     return _PROCESSES.get(process, GREY)
 
 
-def lighter(base: str) -> tuple[float, ...]:
+def lighter(base: str) -> str:
     """A paler tone, for what is less important."""
-    return tuple(1 - 0.65 * (1 - c) for c in to_rgb(base))
+    red, green, blue = (1 - 0.65 * (1 - tone) for tone in to_rgb(base))
+    return to_hex((red, green, blue))
 
 
-def in_order(processes: Any) -> list[str]:
+def distinct(number: int) -> tuple[str, ...]:
+    """Colours for `number` things in their order: a palette, or steps from dark to light."""
+    if number <= len(PALETTE):
+        return PALETTE[:number]
+    # The lightest tones would vanish on white.
+    shades = matplotlib.colormaps[HEAT]
+    return tuple(to_hex(shades(0.92 * i / (number - 1))) for i in range(number))
+
+
+def in_order(processes: Iterable[str]) -> list[str]:
     """Processes in the order in which they are drawn, unknown ones first."""
     order = list(_PROCESSES)
     return sorted(processes, key=lambda p: order.index(p) if p in order else -1)
@@ -71,19 +80,3 @@ def in_order(processes: Any) -> list[str]:
 def called(process: str) -> str:
     """A process in a legend."""
     return process.replace("_", " ")
-
-
-def positive(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """What a logarithmic axis can show."""
-    return np.where(values > 0, values, np.nan)
-
-
-def logarithmic(ax: Axes, label: str) -> None:
-    """A logarithmic y axis, with readable ticks where it spans less than two decades."""
-    ax.set_yscale("log")
-    ax.set_ylabel(label)
-    low, high = ax.get_ylim()
-    if high < 100 * low:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if high > 5 * low else "all"))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())

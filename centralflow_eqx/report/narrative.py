@@ -1,265 +1,23 @@
-"""What happened in a run, computed from its data: facts, and sentences about them."""
+"""Sentences about a run, from facts about it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
-from ._data import Run, ranges, smooth
-from ._edge import (
-    EDGE_ROWS,
-    LOCK_WIDTH,
-    OSCILLATES_ABOVE,
-    OSCILLATING_WIDTH,
-    Edge,
-    edges,
-    first_oscillating_row,
-    oscillating,
-)
+from ._data import FLOWS
+from ._edge import EDGE_ROWS, LOCK_WIDTH, OSCILLATES_ABOVE, OSCILLATING_WIDTH, Edge
+from .facts import Ablation, Adaptation, Closeness, Error, Facts, Late
 
 _TRUST_LIMIT = 0.3
-_JUDGED = (("predicted_loss", "train_loss"), ("predicted_grad_norm_sq", "grad_norm_sq"))
-
-
-@dataclass(frozen=True)
-class Error:
-    """Relative errors of a predicted time average against the smoothed discrete run.
-
-    Judged from `first_step` on. `own` is the median error of the flow's own value, without the
-    oscillation's share.
-    """
-
-    quantity: str
-    first_step: int
-    median: float
-    worst: float
-    worst_step: int
-    own: float
-
-
-@dataclass(frozen=True)
-class Late:
-    """The discrete run oscillates long after the central flow, from `step` on or (None) never.
-
-    An iteration that passes its edge smoothly needs time for rounding-sized oscillations to grow.
-    """
-
-    predicted_from: int
-    step: int | None
-
-
-@dataclass(frozen=True)
-class Closeness:
-    """How close the central flow stayed to `reference` (the midpoints or the discrete run).
-
-    Distances at `step`, the last one that every compared process has. NaN if unknown.
-    """
-
-    reference: str
-    step: int
-    distance: float
-    largest: float
-    moved: float
-    stable: float
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The largest value of a series, and where it was."""
-
-    value: float
-    step: int
-    process: str
-
-
-@dataclass(frozen=True)
-class Trust:
-    """Where the predictions should not be believed: ranges of steps, and the worst indicators."""
-
-    ranges: tuple[tuple[int, int], ...]
-    rows: int
-    cubic: Peak | None
-    quartic: Peak | None
-    response: Peak | None
-    sdcp_residual: Peak | None
-    eigen_residual: Peak | None
-
-
-@dataclass(frozen=True)
-class Halt:
-    """A process that stopped before the end of the run."""
-
-    process: str
-    step: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Mean work of a process in a recorded step."""
-
-    process: str
-    hvps: float
-    third_derivatives: float
-    gradients: float
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What `describe` puts in words."""
-
-    status: str
-    processes: tuple[str, ...]
-    recorded: int
-    rows: int
-    first_step: int
-    last_step: int
-    losses: dict[str, tuple[float, float]]
-    edges: tuple[Edge, ...]
-    most_oscillating: int
-    last_oscillating: int
-    errors: tuple[Error, ...]
-    late: Late | None
-    closeness: Closeness | None
-    trust: Trust
-    halts: tuple[Halt, ...]
-    costs: tuple[Cost, ...]
-    wall_seconds: float
-
-
-def gather(run: Run) -> Facts:
-    """All facts about a run; what its data does not say is left out or NaN."""
-    written = run.recorded()
-    losses = {}
-    for process in run.series:
-        values = run.get(process, "train_loss")
-        if values is not None:
-            known = values[np.isfinite(values)]
-            losses[process] = (float(known[0]), float(known[-1]))
-    recorded = run.steps[written] if written.any() else run.steps[:1]
-    counts = oscillating(run)[written].sum(axis=1)
-    return Facts(
-        status=str(run.attributes.get("status", "unknown")),
-        processes=tuple(run.series),
-        recorded=int(written.sum()),
-        rows=run.steps.size,
-        first_step=int(recorded[0]),
-        last_step=int(recorded[-1]),
-        losses=losses,
-        edges=tuple(edges(run)),
-        most_oscillating=int(counts.max(initial=0)),
-        last_oscillating=int(counts[-1]) if counts.size else 0,
-        errors=tuple(_errors(run)),
-        late=_late(run),
-        closeness=_closeness(run),
-        trust=_trust(run),
-        halts=tuple(
-            Halt(process, int(run.steps[stop.row]), stop.reason)
-            for process, stop in run.stops.items()
-        ),
-        costs=tuple(_costs(run)),
-        wall_seconds=run.wall_seconds,
-    )
-
-
-def _errors(run: Run) -> Iterator[Error]:
-    """Errors of predictions from the edge of stability on.
-
-    Both sides are smoothed alike: smoothing a falling curve shifts it, and that is no error of
-    the prediction.
-    """
-    for predicted_name, name in _JUDGED:
-        discrete, predicted = run.get("discrete", name), run.get("central", predicted_name)
-        if discrete is None or predicted is None:
-            continue
-        judged = np.isfinite(discrete) & np.isfinite(predicted)
-        judged[: first_oscillating_row(run)] = False
-        target, average, own = (
-            smooth(np.where(judged, values, np.nan), run.smoothing)[judged]
-            for values in (discrete, predicted, run.series["central"][name])
-        )
-        if judged.any() and np.all(target > 0):
-            steps, errors = run.steps[judged], np.abs(average - target) / target
-            worst = int(np.argmax(errors))
-            yield Error(
-                name,
-                int(steps[0]),
-                float(np.median(errors)),
-                float(errors[worst]),
-                int(steps[worst]),
-                float(np.median(np.abs(own - target) / target)),
-            )
-
-
-def _late(run: Run) -> Late | None:
-    """Whether the measured variance takes more than `EDGE_ROWS` rows to reach half of Sigma's."""
-    predicted = run.get("central", "sigma_eigenvalues")
-    measured = run.get("central", "empirical_variances")
-    started = np.flatnonzero(oscillating(run).any(axis=1))
-    if predicted is None or measured is None or started.size <= EDGE_ROWS:
-        return None
-    ratio = np.nansum(measured, axis=1)[started] / np.nansum(predicted, axis=1)[started]
-    reached = np.flatnonzero(ratio >= 0.5)
-    if reached.size and reached[0] <= EDGE_ROWS:
-        return None
-    step = int(run.steps[started[reached[0]]]) if reached.size else None
-    return Late(int(run.steps[started[0]]), step)
-
-
-def _closeness(run: Run) -> Closeness | None:
-    for reference in ("midpoint", "discrete"):
-        distance = run.distance("central", reference)
-        if distance is not None and np.isfinite(distance).any():
-            break
-    else:
-        return None
-    stable = run.distance("stable", reference)
-    # A stable flow that stopped is compared where it stopped.
-    compared = [distance] if stable is None or np.isnan(stable).all() else [distance, stable]
-    common = np.isfinite(compared).all(axis=0)
-    row = int(np.flatnonzero(common if common.any() else np.isfinite(distance))[-1])
-    moved = run.get("central", "distance_moved")
-    # Weights may be stored more rarely than distances.
-    known = [] if moved is None else moved[: row + 1][np.isfinite(moved[: row + 1])]
-    return Closeness(
-        reference,
-        int(run.steps[row]),
-        float(distance[row]),
-        float(np.nanmax(distance)),
-        float(known[-1]) if len(known) else np.nan,
-        np.nan if stable is None else float(stable[row]),
-    )
-
-
-def _peak(run: Run, name: str) -> Peak | None:
-    """The largest value of a series over all processes, rows and directions."""
-    found = {p: values for p in run.series if (values := run.get(p, name)) is not None}
-    if not found:
-        return None
-    process = max(found, key=lambda p: float(np.nanmax(found[p])))
-    values = found[process]
-    row = np.unravel_index(np.nanargmax(values), values.shape)[0]
-    return Peak(float(np.nanmax(values)), int(run.steps[row]), process)
-
-
-def _trust(run: Run) -> Trust:
-    doubted = run.untrusted()
-    return Trust(
-        tuple((int(run.steps[a]), int(run.steps[b])) for a, b in ranges(doubted)),
-        int(doubted.sum()),
-        _peak(run, "trust_cubic"),
-        _peak(run, "trust_quartic"),
-        _peak(run, "trust_response"),
-        _peak(run, "sdcp_residual"),
-        _peak(run, "eigen_residuals"),
-    )
-
-
-def _costs(run: Run) -> Iterator[Cost]:
-    for process in run.series:
-        counts = [run.get(process, name) for name in ("hvps", "third_derivatives", "gradients")]
-        if any(values is not None for values in counts):
-            yield Cost(process, *(0.0 if v is None else float(np.nanmean(v)) for v in counts))
+QUANTITIES = {
+    "train_loss": "time average of the loss",
+    "grad_norm_sq": "time average of the squared gradient norm",
+    "grad_sq_at": "time average of the squared gradient at chosen weights",
+    "outputs": "time average of the network's outputs",
+    "empirical_variances": "variance of the oscillation",
+    "state/nu_sum": "sum of the optimizer's averages of squared gradients",
+}
+"""What is predicted, by the series that has it."""
 
 
 def describe(facts: Facts) -> dict[str, list[str]]:
@@ -267,10 +25,12 @@ def describe(facts: Facts) -> dict[str, list[str]]:
     chapters = {
         "What happened": _happened(facts),
         "How good the predictions are": _quality(facts),
+        "What stabilised it": _stabilised(facts),
         "Where not to trust them": _doubts(facts),
         "What it cost": _cost(facts),
     }
-    return {heading: list(sentences) for heading, sentences in chapters.items()}
+    told = {heading: list(sentences) for heading, sentences in chapters.items()}
+    return {heading: sentences for heading, sentences in told.items() if sentences}
 
 
 def _happened(facts: Facts) -> Iterator[str]:
@@ -320,24 +80,75 @@ def _drift(edge: Edge) -> str:
 
 def _quality(facts: Facts) -> Iterator[str]:
     for error in facts.errors:
-        what = {"train_loss": "loss", "grad_norm_sq": "squared gradient norm"}[error.quantity]
-        yield (
-            f"From step {error.first_step} on, the predicted time average of the {what} is off by "
-            f"{_percent(error.median)} (median over rows, against the smoothed discrete run; at "
-            f"worst {_percent(error.worst)}, at step {error.worst_step}). The flow's own value, "
-            f"without the oscillation, is off by {_percent(error.own)}."
-        )
+        if error.flow == facts.errors[0].flow:
+            yield _about_error(error)
+        elif error.quantity == "train_loss":
+            yield (
+                f"The loss that the {_called(error.flow)} predicts is off by "
+                f"{percent(error.median)}."
+            )
     if facts.closeness is not None:
         yield from _about_distances(facts.closeness)
     if not facts.errors and facts.closeness is None:
         yield "There is nothing to compare: that takes a discrete run and a central flow."
 
 
+def _about_error(error: Error) -> str:
+    own = ""
+    if np.isfinite(error.own):
+        own = f" The flow's own value, without the oscillation, is off by {percent(error.own)}."
+    return (
+        f"From step {error.first_step} on, the predicted {QUANTITIES[error.quantity]} is off by "
+        f"{percent(error.median)} (median over rows, against the smoothed discrete run; at "
+        f"worst {percent(error.worst)}, at step {error.worst_step}).{own}"
+    )
+
+
+def _stabilised(facts: Facts) -> Iterator[str]:
+    if facts.ablation is not None:
+        yield _about_ablation(facts.ablation)
+    if facts.adaptation is not None:
+        yield from _about_adaptation(facts.adaptation)
+
+
+def _about_ablation(ablation: Ablation) -> str:
+    (loss, central_loss), (sharpness, central_sharpness) = ablation.loss, ablation.sharpness
+    sharp = ""
+    if np.isfinite(sharpness) and np.isfinite(central_sharpness):
+        where = "sharper" if sharpness > central_sharpness else "no sharper"
+        sharp = (
+            f" It is in {where} regions: the largest eigenvalue of the Hessian is "
+            f"{sharpness:.4g}, against {central_sharpness:.4g}."
+        )
+    which = "higher" if loss > central_loss else "no higher"
+    return (
+        f"The ablated flow is the central flow without the force that the oscillation exerts "
+        f"towards flatter regions. At step {ablation.step} its training loss is {which}: "
+        f"{loss:.4g}, against {central_loss:.4g}.{sharp}"
+    )
+
+
+def _about_adaptation(adaptation: Adaptation) -> Iterator[str]:
+    if np.isfinite(adaptation.by_state):
+        yield (
+            f"Where directions oscillate, the optimizer's state does "
+            f"{percent(adaptation.by_state)} of the stabilisation of the "
+            f"{_called(adaptation.flow)} by adapting (median over rows); moving to flatter regions "
+            f"does the rest."
+        )
+    if adaptation.step is not None:
+        yield (
+            f"At step {adaptation.step} the optimizer's averages and the values at which they "
+            f"would settle if the weights stood still have cosine similarity "
+            f"{adaptation.cosine:.3f}."
+        )
+
+
 def _about_distances(close: Closeness) -> Iterator[str]:
     reference = {"midpoint": "the discrete run's midpoints", "discrete": "the discrete run"}
     moved = ""
     if close.moved > 0:
-        moved = f", {_percent(close.distance / close.moved)} of the {close.moved:.4g} it had moved"
+        moved = f", {percent(close.distance / close.moved)} of the {close.moved:.4g} it had moved"
     yield (
         f"At step {close.step} the central flow is {close.distance:.3g} away from "
         f"{reference[close.reference]}{moved}; the largest distance at any step is "
@@ -351,7 +162,7 @@ def _about_distances(close: Closeness) -> Iterator[str]:
 
 def _doubts(facts: Facts) -> Iterator[str]:
     trust = facts.trust
-    if "central" not in facts.processes:
+    if not set(FLOWS) & set(facts.processes):
         yield "There is no central flow in this run."
     elif trust.ranges:
         spans = [f"{a}" if a == b else f"{a} to {b}" for a, b in trust.ranges]
@@ -412,12 +223,16 @@ DEFINITION = (
     f"{2 - LOCK_WIDTH:g} and {2 + LOCK_WIDTH:g}; for the discrete run and its midpoints, whose "
     f"eigenvalues swing, up to {2 + OSCILLATING_WIDTH:g}. A direction oscillates where its "
     f"eigenvalue of Sigma exceeds {OSCILLATES_ABOVE:g} of the largest in the run. Prediction "
-    f"errors compare series smoothed alike."
+    f"errors compare series smoothed alike; those of several values at once are of their norm."
 )
 
 
 def _called(process: str) -> str:
-    names = {"discrete": "discrete run", "midpoint": "midpoint series"}
+    names = {
+        "discrete": "discrete run",
+        "midpoint": "midpoint series",
+        "discrete_minibatch": "mini-batch run",
+    }
     return names.get(process, f"{process.replace('_', ' ')} flow")
 
 
@@ -425,5 +240,8 @@ def _directions(number: int) -> str:
     return "one direction oscillated" if number == 1 else f"{number} directions oscillated"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A relative error for a reader; beyond ten times the value only its size matters."""
+    if share > 10:
+        return "more than 1000%"
     return f"{100 * share:.2g}%" if share < 1 else f"{100 * share:.0f}%"

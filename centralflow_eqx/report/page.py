@@ -1,28 +1,41 @@
 """The page that tells what happened in a run, and the same for a terminal."""
 
-import base64
 import textwrap
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from ._data import Run, load_run
-from .figures import PLOTS, write_figures
-from .narrative import DEFINITION, describe, gather
+from . import _html
+from ._data import load_run
+from .facts import gather
+from .figures import PLOTS, charts, write_figures
+from .narrative import DEFINITION, QUANTITIES, describe
 
 _WIDTH = 100
 
 
 def write_report(run_dir: Path) -> Path:
-    """Draw `figures/*.png` and write `report.html`, which needs no other file; return its path.
+    """Draw `figures/*.png` and `.pdf`, write `report.html`, which needs no other file; its path.
 
     Works on finished, stopped and running runs with any set of processes. Raises `InputError` if
     `run_dir` is not a run directory.
     """
+    run_dir = Path(run_dir)
     run = load_run(run_dir)
-    figures = write_figures(run, Path(run_dir) / "figures")
-    page = Path(run_dir) / "report.html"
-    page.write_text(_render(run, figures), encoding="utf-8")
+    facts, drawings = gather(run), charts(run)
+    write_figures(drawings, (plot.name for plot in PLOTS), run_dir / "figures")
+    text = _html.render(
+        "page.html.j2",
+        name=run.name,
+        chapters=describe(facts),
+        errors=facts.errors,
+        quantities=QUANTITIES,
+        definition=DEFINITION,
+        smoothing=f"{run.smoothing:g}",
+        figures=_html.figures(((p.name, p.title, p.caption) for p in PLOTS), drawings),
+        spec=run.spec,
+        attributes=run.attributes,
+    )
+    page = run_dir / "report.html"
+    page.write_text(text, encoding="utf-8")
     return page
 
 
@@ -35,27 +48,3 @@ def summarise(run_dir: Path) -> str:
         for sentence in sentences:
             lines += textwrap.wrap(sentence, _WIDTH, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)
-
-
-def _render(run: Run, figures: dict[str, Path]) -> str:
-    environment = Environment(
-        loader=PackageLoader("centralflow_eqx", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    shown = [
-        (plot, base64.b64encode(figures[plot.name].read_bytes()).decode())
-        for plot in PLOTS
-        if plot.name in figures
-    ]
-    return environment.get_template("page.html.j2").render(
-        name=run.name,
-        chapters=describe(gather(run)),
-        definition=DEFINITION,
-        smoothing=f"{run.smoothing:g}",
-        figures=shown,
-        spec=run.spec,
-        attributes=run.attributes,
-    )
