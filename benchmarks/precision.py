@@ -16,12 +16,24 @@ from jaxtyping import Array, Float
 from centralflow_eqx.curvature import third_derivative
 from centralflow_eqx.data import Dataset
 from centralflow_eqx.losses import CrossEntropy
-from centralflow_eqx.models import CNN, MLP, AbstractModel, Interface, ResNet, ViT
+from centralflow_eqx.models import (
+    CNN,
+    GRU,
+    LSTM,
+    MLP,
+    AbstractModel,
+    Interface,
+    Mamba,
+    ResNet,
+    Transformer,
+    ViT,
+)
 from centralflow_eqx.task import Task
 
 from .tables import table
 
 IMAGES = Interface((3, 16, 16), 10)
+TOKENS = Interface((16,), 10, vocabulary=10)
 EXAMPLES = 32
 POWER_ITERATIONS = 30
 HEADER = ("model", "parameters", "gradient", "Hessian-vector product", "third derivative")
@@ -32,6 +44,10 @@ MODELS: dict[str, tuple[AbstractModel, Interface]] = {
     "cnn, group norm": (CNN(width=8, norm="group"), IMAGES),
     "resnet": (ResNet(width=8, stages=2), IMAGES),
     "vit": (ViT(dim=16, depth=2, mlp_dim=32), IMAGES),
+    "lstm": (LSTM(), TOKENS),
+    "gru": (GRU(), TOKENS),
+    "transformer": (Transformer(), TOKENS),
+    "mamba": (Mamba(), TOKENS),
 }
 
 

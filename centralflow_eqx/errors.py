@@ -3,7 +3,9 @@
 import difflib
 import enum
 import json
-from collections.abc import Iterable, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +81,21 @@ class NumericalStop(ArithmeticError):
         self.step = step
         self.reason = reason
         super().__init__(f"{process} stopped at step {step}: {reason}")
+
+
+def exit_code(action: Callable[[], int]) -> int:
+    """What `action` returns; on an error its code, with the error on standard error."""
+    try:
+        return action()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return ExitCode.BAD_INPUT
+    except BrokenPipeError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        print("This is a bug in centralflow_eqx: please report it with the above.", file=sys.stderr)
+        return ExitCode.BUG
 
 
 def did_you_mean(word: Any, allowed: Sequence[str]) -> str:

@@ -72,7 +72,32 @@ QUANTITIES = {
     "trust_quartic": Quantity("1", "neglected quartic share of the averaged loss"),
     "trust_response": Quantity("1", "share of the optimizer's step not linear in the gradient"),
     "untrusted": Quantity("1", "1 where the prediction should not be believed"),
+    "stabilised_by_state": Quantity(
+        "1", "share of the stabilisation by the optimizer's state, the rest is falling curvature"
+    ),
+    "coordinate": Quantity("1", "index into the flat weight vector"),
+    "grad_sq_at": Quantity("loss^2/weight^2", "squared gradient of chosen weights"),
+    "predicted_grad_sq_at": Quantity(
+        "loss^2/weight^2", "predicted time average of the squared gradient of chosen weights"
+    ),
+    "output": Quantity("1", "index of a network output, example by example"),
+    "outputs": Quantity("1", "network outputs on chosen examples"),
+    "predicted_outputs": Quantity("1", "predicted time averages of network outputs"),
+    "stationary/cosine": Quantity(
+        "1", "cosine similarity of the optimizer's averages and their stationary values"
+    ),
+    "stationary/efficacy": Quantity("loss", "g^T P^-1 g of the optimizer's preconditioner P"),
+    "stationary/efficacy_stationary": Quantity("loss", "g^T P^-1 g of the stationary P"),
+    "stationary/efficacy_stability": Quantity("loss", "g^T P^-1 g of the least stable P"),
+    "stationary/efficacy_scalar": Quantity("loss", "g^T P^-1 g of P = S/2, S the sharpness"),
 }
+
+
+def axis(name: str) -> str:
+    """The dimension scale of a series of vectors."""
+    if name.endswith("_at"):
+        return "coordinate"
+    return "output" if name.endswith("outputs") else "direction"
 
 
 def quantity(name: str) -> Quantity:
@@ -192,11 +217,13 @@ class Recorder:
         steps: Int[np.ndarray, " T"],
         weights_steps: Int[np.ndarray, " rows"],
         attributes: Mapping[str, Any],
+        axes: Mapping[str, Int[np.ndarray, " n"]] | None = None,
     ) -> Self:
         """Start the run directory `output_dir/name`, setting an existing one aside.
 
         `steps` are the step numbers of the rows, `weights_steps` those at which weights will be
-        stored, `attributes` (device, precision, seed, ...) are kept beside the versions.
+        stored, `attributes` (device, precision, seed, ...) are kept beside the versions. `axes`
+        has the values along "coordinate" and "output", for series over them.
         """
         run_dir = Path(output_dir) / name
         backup = set_aside(run_dir)
@@ -211,7 +238,8 @@ class Recorder:
             file.attrs[f"version_{package}"] = version
         for key, value in attributes.items():
             file.attrs[key] = value
-        _create_scale(file, "step", np.asarray(steps, np.int64))
+        for scale, values in {"step": steps, **(axes or {})}.items():
+            _create_scale(file, scale, np.asarray(values, np.int64))
         lines = (run_dir / "metrics.jsonl").open("w", encoding="utf-8", buffering=1)
         recorder = cls(run_dir, backup, file, lines, np.asarray(weights_steps, np.int64))
         recorder._settle()
@@ -274,9 +302,11 @@ class Recorder:
         self._restructured = True
         self._settle()
 
-    def finish(self, status: str) -> None:
-        """Note how the run ended."""
+    def finish(self, status: str, stop_goal: str = "") -> None:
+        """Note how the run ended, and which goal ended it early, if one did."""
         self._file.attrs["status"] = status
+        if stop_goal:
+            self._file.attrs["stop_goal"] = stop_goal
 
     def flush(self) -> None:
         """Bring every row to disk."""
@@ -299,11 +329,11 @@ class Recorder:
         """The series `process/name` (or top-level `name`), made wide enough for `value`."""
         if value.ndim > 1:
             raise ValueError(
-                f"{process}/{name} has shape {value.shape}: expected a scalar or a "
-                "vector over directions"
+                f"{process}/{name} has shape {value.shape}: expected a scalar or a vector"
             )
         series = self._series.get((process, name))
-        if value.ndim and (series is None or value.size > series.values.shape[1]):
+        directed = value.ndim and axis(name) == "direction"
+        if directed and (series is None or value.size > series.values.shape[1]):
             self._widen(process, max(1, value.size))
         if series is None:
             series = self._series[process, name] = self._create_series(process, name, value)
@@ -318,8 +348,8 @@ class Recorder:
         if size > scale.shape[0]:
             scale.resize(size, axis=0)
             scale[:] = np.arange(size)
-            for (owner, _), series in self._series.items():
-                if owner == process and series.values.ndim == 2:
+            for (owner, name), series in self._series.items():
+                if owner == process and series.values.ndim == 2 and axis(name) == "direction":
                     series.widen(size)
         self._restructured = True
 
@@ -328,7 +358,8 @@ class Recorder:
         dtype = value.dtype if np.issubdtype(value.dtype, np.floating) else np.dtype(np.int64)
         scales = [dataset(self._file, "step")]
         if value.ndim:
-            scales.append(dataset(group, "direction"))
+            along = axis(name)
+            scales.append(dataset(group if along == "direction" else self._file, along))
         shape = tuple(scale.shape[0] for scale in scales)
         series = _Series(group, name, shape, dtype)
         _describe(series.dataset, name, scales)

@@ -8,18 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 from rich.console import Console
 
 from .curvature import EigenTracker
 from .errors import ExitCode, NumericalStop, OptionError, UnsupportedRule
+from .goals import GoalWatch
 from .memory import estimate_peak, free_memory, warning
+from .probes import AbstractProbe, Coordinates, Outputs, Preconditioners
 from .progress import Progress
 from .recorder import Recorder
 from .report import summarise, write_report
 from .simulate import FlowOptions, Row, simulate
 from .spec import Spec
-from .task import Task, build_task
+from .task import Examples, Minibatch, Task, build_task
 
 
 def run_spec(spec: Spec, console: Console) -> ExitCode:
@@ -43,7 +47,7 @@ def run_spec(spec: Spec, console: Console) -> ExitCode:
     }
     directory = Path(spec.output.dir)
     with Recorder.create(
-        directory, spec.name, spec.to_yaml(), steps, weights_steps, attributes
+        directory, spec.name, spec.to_yaml(), steps, weights_steps, attributes, axes(spec, task)
     ) as recorder:
         if recorder.backup is not None:
             console.print(f"the earlier run is kept in {recorder.backup}", soft_wrap=True)
@@ -85,6 +89,8 @@ def prepare(spec: Spec, task: Task) -> Iterator[Row]:
             ),
             record_every=spec.record.every,
             evaluate=task.evaluate,
+            probes=probes(spec, task),
+            minibatch=Minibatch(task, spec.minibatch.size) if spec.minibatch.size else None,
             seed=spec.seed,
         )
     except UnsupportedRule as error:
@@ -93,19 +99,58 @@ def prepare(spec: Spec, task: Task) -> Iterator[Row]:
         raise spec.error(f"optimizer.{error.option}", error.message) from None
 
 
+def coordinates(spec: Spec, task: Task) -> Int[np.ndarray, " c"]:
+    """The weights that the spec asks to follow: those it names, or as many spread evenly."""
+    wanted = spec.record.coordinates
+    if isinstance(wanted, int):
+        return np.linspace(0, task.num_parameters - 1, wanted).round().astype(np.int64)
+    return np.array(wanted, np.int64)
+
+
+def probes(spec: Spec, task: Task) -> list[AbstractProbe]:
+    """What the spec's `record` section asks to measure."""
+    chosen, record = jnp.asarray(coordinates(spec, task)), spec.record
+    found: list[AbstractProbe] = []
+    if chosen.size:
+        found.append(Coordinates(indices=chosen))
+    if record.examples:
+        found.append(Outputs(function=Examples(task, record.examples)))
+    if record.preconditioners_every:
+        every = record.preconditioners_every // record.every
+        found.append(Preconditioners(indices=chosen, every=every))
+    return found
+
+
+def axes(spec: Spec, task: Task) -> dict[str, Int[np.ndarray, " n"]]:
+    """What series over weights and outputs are indexed by."""
+    found, chosen = {}, coordinates(spec, task)
+    if chosen.size:
+        found["coordinate"] = chosen
+    if spec.record.examples:
+        shape = jax.eval_shape(Examples(task, spec.record.examples), task.initial_weights)
+        found["output"] = np.arange(shape.size)
+    return found
+
+
 def _record(spec: Spec, rows: Iterator[Row], recorder: Recorder) -> ExitCode:
     """Write every row; returns how the simulation ended."""
     start, number = time.monotonic(), 0
+    goal, watch = "", GoalWatch(spec.stop, spec.processes)
     with Progress() as progress:
         try:
             for row in rows:
                 number = row.step // spec.record.every
                 if row.step % spec.record.every == 0:
                     _write(spec, row, recorder, time.monotonic() - start)
+                    goal = watch(row.series)
                 for process, reason in row.stops.items():
                     recorder.stop(process, number, reason)
                     progress.message(f"{process} stopped at step {row.step}: {reason}")
                 progress.update(row.step + 1, spec.steps, **_headline(row))
+                if goal:
+                    goal = f"step {row.step}: {goal}"
+                    progress.message(f"stopped at {goal}")
+                    break
         except NumericalStop as stop:
             recorder.stop(stop.process, stop.step // spec.record.every, stop.reason)
             recorder.finish("numerical stop")
@@ -115,7 +160,7 @@ def _record(spec: Spec, rows: Iterator[Row], recorder: Recorder) -> ExitCode:
             recorder.finish("interrupted")
             progress.message(f"interrupted; the first {number + 1} rows are kept")
             return ExitCode.INTERRUPTED
-    recorder.finish("done")
+    recorder.finish("done", stop_goal=goal)
     return ExitCode.DONE
 
 

@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from .data import Dataset, read_arrays
+from .data import AbstractData, Dataset, read_arrays
 from .data.npz import finite
 from .errors import InputError, OptionError, Problem
 from .losses import AbstractLoss, counted
-from .models import Interface
+from .models import AbstractModel, Interface
 from .spec import Spec
 
 
@@ -151,6 +152,35 @@ class Task(eqx.Module):
         return jax.lax.scan(add, (zero, zero), batches)[0]
 
 
+class Minibatch(eqx.Module):
+    """The loss of `size` training examples, drawn anew in every epoch without repetition.
+
+    An epoch has as many whole mini-batches as there are; what is left over is not used in it.
+    """
+
+    task: Task
+    size: int = eqx.field(static=True)
+
+    def __call__(
+        self, weights: Float[Array, " d"], step: Int[Array, ""], key: PRNGKeyArray
+    ) -> Float[Array, ""]:
+        inputs, labels = self.task.train_inputs, self.task.train_labels
+        per_epoch = len(inputs) // self.size
+        order = jr.permutation(jr.fold_in(key, step // per_epoch), len(inputs))
+        rows = jax.lax.dynamic_slice(order, (step % per_epoch * self.size,), (self.size,))
+        return self.task.loss(self.task.predict(weights, inputs[rows]), labels[rows])
+
+
+class Examples(eqx.Module):
+    """The network's outputs on some training examples, as a function of the weights."""
+
+    task: Task
+    chosen: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, weights: Float[Array, " d"]) -> Float[Array, "n *positions o"]:
+        return self.task.predict(weights, self.task.train_inputs[jnp.asarray(self.chosen)])
+
+
 def correct(outputs: Float[Array, "*n o"], labels: Int[Array, "*n"]) -> Float[Array, ""]:
     """How many labels are those of the largest output, or of the sign of a single one."""
     if outputs.shape[-1] == 1:
@@ -158,6 +188,31 @@ def correct(outputs: Float[Array, "*n o"], labels: Int[Array, "*n"]) -> Float[Ar
     else:
         predicted = jnp.argmax(outputs, axis=-1)
     return jnp.sum((predicted == labels) & counted(labels), dtype=outputs.dtype)
+
+
+def make_task(
+    data: AbstractData,
+    model: AbstractModel,
+    loss: AbstractLoss,
+    *,
+    seed: int = 0,
+    dtype: Any = "float32",
+    initial_weights: Float[Array | np.ndarray, " d"] | None = None,
+    memory: Memory = Memory(),  # noqa: B008
+) -> Task:
+    """The training problem of a network on data, as a spec with these parts has it.
+
+    `seed` decides the split of the data and the network's weights, which `initial_weights` replace.
+
+    Raises `OptionError` if the parts do not fit together.
+    """
+    dataset = data.load(seed)
+    if initial_weights is not None:
+        wrong = _wrong_length(initial_weights, _num_weights(model, dataset, seed))
+        if wrong:
+            raise OptionError("initial_weights", wrong)
+    network = _network(model, dataset, seed)
+    return Task(network, loss, dataset, dtype, initial_weights, memory)
 
 
 def build_task(spec: Spec) -> Task:
@@ -179,23 +234,62 @@ def build_task(spec: Spec) -> Task:
     if dataset is None or problems:
         raise InputError(problems)
 
-    model, key = spec.model.build(), jax.random.key(spec.seed)
+    model = spec.model.build()
     try:
-        shapes = eqx.filter_eval_shape(model.build, interface(dataset), key)
+        d = _num_weights(model, dataset, spec.seed)
     except OptionError as error:
         raise spec.error(f"model.{error.option}", error.message) from None
-    d = sum(x.size for x in jax.tree.leaves(shapes) if jnp.issubdtype(x.dtype, jnp.inexact))
-    if initial is not None and len(initial) != d:
-        message = f"must have {d} entries, one per weight of the model, got {len(initial)}"
-        problems.append(spec.problem("init.key", message))
+    wrong = "" if initial is None else _wrong_length(initial, d)
+    if wrong:
+        problems.append(spec.problem("init.key", wrong))
     if spec.eigen.initial > d:
         message = f"must be <= {d}, the number of weights, got {spec.eigen.initial}"
         problems.append(spec.problem("eigen.initial", message))
+    problems += _misfits(spec, dataset, d)
     if problems:
         raise InputError(problems)
-    network = model.build(interface(dataset), key)
     memory = Memory(spec.memory.microbatch, spec.memory.remat)
+    network = _network(model, dataset, spec.seed)
     return Task(network, spec.loss.build(), dataset, spec.precision, initial, memory)
+
+
+def _network(model: AbstractModel, dataset: Dataset, seed: int) -> PyTree:
+    return model.build(interface(dataset), jax.random.key(seed))
+
+
+def _num_weights(model: AbstractModel, dataset: Dataset, seed: int) -> int:
+    """d of the network for the data, found without building it."""
+    shapes = eqx.filter_eval_shape(lambda: _network(model, dataset, seed))
+    return sum(x.size for x in jax.tree.leaves(shapes) if jnp.issubdtype(x.dtype, jnp.inexact))
+
+
+def _wrong_length(initial_weights: Float[Array | np.ndarray, " n"], d: int) -> str:
+    """Why the weights cannot be those of a network with `d` of them, empty if they can."""
+    n = len(initial_weights)
+    return "" if n == d else f"must have {d} entries, one per weight of the model, got {n}"
+
+
+def _misfits(spec: Spec, dataset: Dataset, d: int) -> list[Problem]:
+    """What the spec asks to record, or to draw, that the task does not have."""
+    n, record, found = len(dataset.train_inputs), spec.record, []
+    wanted = record.coordinates
+    largest = max(wanted, default=0) if isinstance(wanted, tuple) else wanted - 1
+    if largest >= d:
+        message = f"the model has {d} weights, there is none with the index {largest}"
+        found.append(spec.problem("record.coordinates", message))
+    if max(record.examples, default=0) >= n:
+        message = f"must be < {n}, the number of training examples, got {max(record.examples)}"
+        found.append(spec.problem("record.examples", message))
+    if record.preconditioners_every % record.every:
+        message = f"must be a multiple of record.every, {record.every}"
+        found.append(spec.problem("record.preconditioners_every", message))
+    if "discrete_minibatch" in spec.processes and not spec.minibatch.size:
+        message = "the process discrete_minibatch needs the number of examples in a mini-batch"
+        found.append(spec.problem("minibatch.size", message))
+    if spec.minibatch.size > n:
+        message = f"must be <= {n}, the number of training examples, got {spec.minibatch.size}"
+        found.append(spec.problem("minibatch.size", message))
+    return found
 
 
 def interface(dataset: Dataset) -> Interface:

@@ -1,6 +1,6 @@
 """The experiment's specification: a YAML file, checked against the registered components."""
 
-from .load import load_spec
+from .load import Plan, load_plan, load_spec
 from .schema import Options, Spec, json_schema
 
-__all__ = ["Options", "Spec", "json_schema", "load_spec"]
+__all__ = ["Options", "Plan", "Spec", "json_schema", "load_plan", "load_spec"]

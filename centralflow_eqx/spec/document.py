@@ -6,7 +6,7 @@ The subset and the scalars are those of YAML 1.2's core schema, where PyYAML fol
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,14 @@ class Node:
         if isinstance(self.value, list):
             return [child.plain() for child in self.value]
         return self.value
+
+    def walk(self, path: KeyPath = ()) -> Iterator[tuple[KeyPath, "Node"]]:
+        """Every value in here that is no mapping, with its path."""
+        if isinstance(self.value, dict):
+            for key, child in self.value.items():
+                yield from child.walk((*path, key))
+        else:
+            yield path, self
 
     def find(self, path: KeyPath) -> tuple["Node", bool]:
         """The node at `path`, or its nearest ancestor; and whether it is the node itself."""
@@ -211,7 +219,7 @@ def override(root: Node, settings: Sequence[str], flag: str = "--set") -> tuple[
     root, here, problems = copy.deepcopy(root), Location(flag), []
     for setting in settings:
         name, equals, text = setting.partition("=")
-        keys = name.strip().split(".")
+        keys = _keys(name.strip())
         if not equals or not all(keys):
             message = f"{show(setting)} is not of the form key.subkey=value"
             problems.append(Problem(here, "", message))
@@ -224,17 +232,27 @@ def override(root: Node, settings: Sequence[str], flag: str = "--set") -> tuple[
         for inner in found:
             path = dotted(tuple(keys)) + (f".{inner.path}" if inner.path else "")
             problems.append(Problem(here, path, inner.message))
-        problems += _place(root, keys, node, here)
+        problems += place(root, keys, node, here)
     return root, problems
 
 
-def _place(root: Node, keys: list[str], node: Node, here: Location) -> list[Problem]:
+def _keys(name: str) -> list[str]:
+    """`a.b` as two keys; below `sweep.grid` what remains is one key, dots and all."""
+    keys = name.split(".")
+    return [*keys[:2], ".".join(keys[2:])] if name.startswith("sweep.grid.") else keys
+
+
+def place(root: Node, keys: Sequence[str], node: Node, here: Location) -> list[Problem]:
+    """Put `node` at the place `keys` of `root`, replacing what is there; or what is wrong.
+
+    Mappings on the way are made, and located `here`, where there are none.
+    """
     parent = root
     for depth, key in enumerate(keys[:-1], start=1):
         parent = parent.value.setdefault(key, Node({}, here, here))
         if not isinstance(parent.value, dict):
             upper = dotted(tuple(keys[:depth]))
-            message = f"{upper} is not a mapping; give it whole, as {upper}=VALUE"
+            message = f"{upper} is not a mapping; give a value for {upper} itself"
             return [Problem(here, dotted(tuple(keys)), message)]
     parent.value[keys[-1]] = node
     return []

@@ -4,19 +4,35 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from ..errors import InputError, OptionError, Problem, show
+from ..errors import InputError, Location, OptionError, Problem, did_you_mean, show
 from ..registry import Registry
 from .document import KeyPath, Node, override, read
 from .options import Options, options_of
 from .schema import Eigen, Flow, Spec, problem_at, registries, spec_model
+from .sweep import expand, repetitions
 from .user_class import class_options
 from .wording import problem
 
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
+
+
+class Plan(NamedTuple):
+    """What a spec file asks to be run: one run, or the members of its sweep.
+
+    `folder` is where the run directories of a sweep go; None without a sweep.
+    """
+
+    specs: tuple[Spec, ...]
+    folder: Path | None
+
+    @property
+    def name(self) -> str:
+        """The name in the file."""
+        return self.specs[0].name if self.folder is None else self.folder.name
 
 
 def load_spec(
@@ -27,13 +43,52 @@ def load_spec(
     A component whose `type` is the dotted name of a class is imported, which runs the code of its
     module; with `user_code=False` that is refused, and nothing but this package is imported.
 
-    Raises `InputError` with every problem found, in the order of the file's lines.
+    Raises `InputError` with every problem found, in the order of the file's lines. A spec with a
+    `sweep` is refused: `load_plan` has its members.
+    """
+    plan = load_plan(path, overrides, user_code)
+    if plan.folder is not None:
+        message = "describes several runs where one is expected; override it with sweep=null"
+        raise InputError([Problem(Location(str(path)), "sweep", message)])
+    return plan.specs[0]
+
+
+def load_plan(
+    path: str | os.PathLike, overrides: Sequence[str] = (), user_code: bool = True
+) -> Plan:
+    """Like `load_spec`, for a spec that may have a `sweep`: all of its members, checked.
+
+    Overrides apply to what the members have in common, and to `sweep` itself.
     """
     path = Path(path)
     document, problems = read(path)
     document, refused = override(document, overrides)
-    problems += refused + list(_cross_checks(document))
-    folder = path.absolute().parent
+    sweep = document.value.pop("sweep", None)
+    documents, found = [document], []
+    if sweep is not None and sweep.value is not None:
+        documents, found = expand(document, sweep)
+    shared = problems + refused
+    problems = _distinct(shared + found)
+    folder, specs = path.absolute().parent, []
+    for member in documents:
+        spec, found = _check(member, folder, user_code)
+        specs.append(spec)
+        # What a member is wrong about may be known of the file already, or of another member.
+        problems = list(dict.fromkeys(problems + _distinct(shared + found)))
+    if problems:
+        raise InputError(problems)
+    if sweep is None or sweep.value is None:
+        return Plan(tuple(specs), None)
+    repeated = list(repetitions(specs))
+    if repeated:
+        raise InputError(repeated)
+    goal = Path(specs[0].output.dir) / document.value["name"].value
+    return Plan(tuple(_moved(spec, goal) for spec in specs), goal)
+
+
+def _check(document: Node, folder: Path, user_code: bool) -> tuple[Spec | None, list[Problem]]:
+    """The resolved spec of a document with one run, or every problem found in it."""
+    problems = list(_cross_checks(document))
     special, refused = _special_models(document, folder, user_code)
     problems += refused
     model = spec_model(special)
@@ -43,9 +98,8 @@ def load_spec(
         spec = model.model_validate_json(text, context={"folder": folder})
     except ValidationError as error:
         problems += [problem(details, model, document) for details in error.errors()]
-    if problems:
-        raise InputError(_distinct(problems))
-    return _resolve(spec, document)
+        return None, problems
+    return _resolve(spec, document), problems
 
 
 def _special_models(
@@ -97,6 +151,13 @@ def _cross_checks(document: Node) -> Iterator[Problem]:
         for i, process in enumerate(processes):
             if process in processes[:i]:
                 yield problem_at(document, ("processes", i), "listed twice; keep one of them")
+    process, given = document.find(("stop", "process"))
+    if given and isinstance(process.value, str) and isinstance(processes, list):
+        names = [name for name in processes if isinstance(name, str)]
+        if process.value not in names:
+            near = did_you_mean(process.value, names)
+            message = f"must be one of the processes {', '.join(names)}, got {show(process.value)}"
+            yield problem_at(document, ("stop", "process"), message + near)
     track, given = _number(document, ("eigen", "track_above"), Eigen)
     critical, _ = _number(document, ("flow", "critical_above"), Flow)
     if track is not None and critical is not None and track > critical:
@@ -130,3 +191,8 @@ def _resolve(spec: Spec, document: Node) -> Spec:
     )
     resolved._document = document
     return resolved
+
+
+def _moved(spec: Spec, folder: Path) -> Spec:
+    """`spec` with its run directory in `folder`."""
+    return spec.model_copy(update={"output": spec.output.model_copy(update={"dir": str(folder)})})

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import PrivateAttr, StringConstraints, create_model
+from pydantic import Field, PrivateAttr, StringConstraints, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..errors import InputError, Problem
 from ..registry import InputFile, Registry
@@ -17,11 +18,19 @@ Count = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 
 _ONLY = "(other values are not supported by this version)"
-_Name = Annotated[
+NAME_LENGTH = 128
+NAME_PATTERN = r"^\w[\w.=,+-]*$"
+Name = Annotated[
     str,
-    StringConstraints(pattern=r"^\w[\w.=,+-]*$", max_length=128),
-    Allowed("a plain directory name (letters, digits and ._-+=, up to 128 of them)"),
+    StringConstraints(pattern=NAME_PATTERN, max_length=NAME_LENGTH),
+    Allowed(f"a plain directory name (letters, digits and ._-+=, up to {NAME_LENGTH} of them)"),
 ]
+
+
+_Values = Annotated[tuple[Any, ...], MinLen(1), Allowed("a list of one or more values")]
+_Entry = Annotated[dict[str, Any], Allowed("a mapping of keys to values")]
+_GRID = "a mapping of one or more dotted keys, such as optimizer.lr, to lists of values"
+_ENTRIES = "a list of one or more mappings of keys to values"
 
 
 class Init(Section):
@@ -63,6 +72,19 @@ class Flow(Section):
     """Standard deviation, in recorded rows, of the Gaussian that smooths the discrete series."""
 
 
+class Stop(Section):
+    """Goals that end the run after the recorded row that first meets one; it counts as done."""
+
+    process: str | None = None
+    """The process whose rows are checked; null: the first of `processes`."""
+    loss_below: float | None = None
+    """End when the training loss is this or less; null: never."""
+    accuracy_above: Annotated[float, Gt(0), Le(1)] | None = None
+    """End when this share of the training examples, or more, is classified right; null: never."""
+    diverged_above: Annotated[float, Gt(1)] | None = None
+    """End when the training loss is this many times that of the first row, or more; null: never."""
+
+
 class Record(Section):
     """What is written, and how often."""
 
@@ -70,6 +92,21 @@ class Record(Section):
     """Steps between rows."""
     weights_every: Count = 0
     """Steps between stored weights; 0: never."""
+    coordinates: Count | tuple[Count, ...] = 0
+    """Weights whose squared gradient and statistics are followed and predicted: indices into the
+    flat weights, or a number of weights spread evenly."""
+    examples: tuple[Count, ...] = ()
+    """Training examples, by number, on which the network's outputs are followed and predicted."""
+    preconditioners_every: Count = 0
+    """Steps between comparisons of the optimizer's preconditioner with the stationary one, a
+    multiple of `every`; 0: never."""
+
+
+class MinibatchOptions(Section):
+    """What the process discrete_minibatch sees of the data in a step."""
+
+    size: Count = 0
+    """Examples in a mini-batch; every example comes once in an epoch. 0: not used."""
 
 
 class Memory(Section):
@@ -99,10 +136,30 @@ class Checkpoint(Section):
     """Number of checkpoints kept."""
 
 
-class Spec(Section):
-    """An experiment: everything that determines a run. Made by `load_spec`."""
+class Sweep(Section):
+    """Several runs in one spec: its members, into `<output.dir>/<name>/<member>`.
 
-    name: _Name
+    Each is the spec without this section, with some keys of its own. Keys are dotted names, such
+    as `optimizer.lr`, or whole sections. With entries and a grid there is a member for each pair
+    of an entry and a combination.
+    """
+
+    grid: Annotated[dict[str, _Values], MinLen(1), Allowed(_GRID)] = {}
+    """Lists of values by dotted key; every combination is a member, named as in lr=0.1,seed=0."""
+    list: Annotated[tuple[_Entry, ...], MinLen(1), Allowed(_ENTRIES)] = ()
+    """One mapping of keys to values per member; `name` names it."""
+
+    @model_validator(mode="after")
+    def _has_members(self) -> "Sweep":
+        if not self.grid and not self.list:
+            raise PydanticCustomError("worded", "must have a grid or a list of members, or both")
+        return self
+
+
+class Spec(Section):
+    """An experiment: everything that determines a run. Made by `load_spec` or `load_plan`."""
+
+    name: Name
     """Name of the run directory."""
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     """Seed of the data split and of the initial weights."""
@@ -121,11 +178,15 @@ class Spec(Section):
     """Discrete steps before the processes start."""
     eigen: Eigen = Eigen()
     flow: Flow = Flow()
+    stop: Stop = Stop()
     record: Record = Record()
     memory: Memory = Memory()
+    minibatch: MinibatchOptions = MinibatchOptions()
     distributed: Annotated[Literal["off"], Allowed(f'"off" {_ONLY}')] = "off"
     """Devices and machines that share the run."""
     output: Output = Output()
+    sweep: Annotated[Sweep | None, Field(exclude=True)] = None
+    """Several runs instead of one; null: one run."""
     checkpoint: Checkpoint = Checkpoint()
 
     _document: Node = PrivateAttr()

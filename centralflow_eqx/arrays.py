@@ -1,0 +1,201 @@
+"""The rows of a simulation, or a run on disk, as labelled arrays."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Int, Shaped
+
+from .errors import InputError, Location, NumericalStop, Problem
+from .recorder import _ZERO_PADDED, axis, quantity, versions
+from .simulate import Row
+
+Seen = dict[int, Shaped[np.ndarray, "..."]]
+"""A series: what was recorded, by step."""
+
+
+class _Key(NamedTuple):
+    """Whose series it is, and its name; comparisons are nobody's."""
+
+    process: str
+    name: str
+
+    @property
+    def node(self) -> str:
+        """The path of the node that has it."""
+        return "/" + "/".join([*filter(None, [self.process]), *self.name.split("/")[:-1]])
+
+    @property
+    def variable(self) -> str:
+        """What it is called there."""
+        return self.name.split("/")[-1]
+
+
+def collect(
+    rows: Iterable[Row],
+    *,
+    coordinates: Sequence[int] | Int[np.ndarray, " c"] | None = None,
+    weights: bool = False,
+    attributes: Mapping[str, Any] | None = None,
+) -> xr.DataTree:
+    """Run a simulation to its end and return everything that it recorded.
+
+    The tree has the layout of a run's `data.h5`: a node for each process with its series over
+    `step`, or `step` and `direction`, `coordinate` or `output`; their nodes `state` and
+    `stationary`, if there are any; and a node `distance`. Where a process recorded nothing there
+    is NaN, and so it is beyond the directions that a row knows, except that the oscillation's
+    variances are zero there. Counters are integers where they have no gaps.
+
+    `coordinates` are the weights' indices that a probe `Coordinates` was given, `weights=True`
+    adds the flat weights `[step, parameter]` of each process, `attributes` are kept at the root
+    beside the versions. A `NumericalStop` ends the tree with a warning, and the attribute `status`
+    says so; a process that stopped has the attributes `stop_reason` and `stop_row`.
+    """
+    series: dict[_Key, Seen] = {}
+    stops: dict[str, tuple[int, str]] = {}
+    stopping: dict[int, bool] = {}
+    status = "done"
+    try:
+        for row in rows:
+            stopping[row.step] = bool(row.stops)
+            stops |= {process: (row.step, reason) for process, reason in row.stops.items()}
+            for key, value in _values(row, weights):
+                series.setdefault(key, {})[row.step] = value
+    except NumericalStop as stop:
+        warnings.warn(str(stop), stacklevel=2)
+        status, stops[stop.process] = "numerical stop", (stop.step, stop.reason)
+    interval = _interval(stopping)
+    steps = [step for step in stopping if step % interval == 0]
+    kept = {key: {t: seen[t] for t in steps if t in seen} for key, seen in series.items()}
+    tree = xr.DataTree.from_dict(_nodes(kept, steps, coordinates, [*stops]))
+    tree.attrs = {f"version_{package}": version for package, version in versions().items()}
+    tree.attrs |= {"status": status} | dict(attributes or {})
+    for process, (step, reason) in stops.items():
+        tree.children[process].attrs |= {"stop_reason": reason, "stop_row": step // interval}
+    return tree
+
+
+def open_run(run_dir: str | Path) -> xr.DataTree:
+    """The data of a run directory, in memory, as `collect` would have it.
+
+    Weights, where the run stored any, are over `weights_step` and `parameter`. A run that ended
+    early has NaN in the rows that it did not reach. Raises `InputError` if there is no run.
+    """
+    path = Path(run_dir) / "data.h5"
+    try:
+        # A run in progress may be looked at; its writer holds no lock.
+        tree = xr.open_datatree(
+            path, engine="h5netcdf", decode_cf=False, driver_kwds={"locking": False}
+        )
+    except (OSError, ValueError) as error:
+        raise _refused(path, f"cannot be read: {error}; is this a run directory?") from None
+    with tree:
+        if "step" not in tree.coords:
+            raise _refused(path, "has no dataset `step`; is it a run's data?")
+        return tree.load().map_over_datasets(_without_gaps)
+
+
+def _refused(path: Path, message: str) -> InputError:
+    return InputError([Problem(Location(str(path)), "", message)])
+
+
+def _without_gaps(dataset: xr.Dataset) -> xr.Dataset:
+    """Counters mark rows that were not written by -1."""
+    return dataset.assign(
+        {
+            name: values.where(values != -1)
+            for name, values in dataset.data_vars.items()
+            if np.issubdtype(values.dtype, np.integer) and (values == -1).any()
+        }
+    )
+
+
+def _values(row: Row, weights: bool) -> Iterator[tuple[_Key, Shaped[np.ndarray, "..."]]]:
+    for process, values in row.series.items():
+        for name, value in values.items():
+            yield _Key(process, name), np.asarray(value)
+        if weights:
+            yield _Key(process, "weights"), np.asarray(row.weights[process])
+    for name, value in row.comparisons.items():
+        yield _Key("", name), np.asarray(value)
+
+
+def _interval(stopping: Mapping[int, bool]) -> int:
+    """The distance of recorded steps, from all steps and whether a process stopped there.
+
+    A process that stops between recorded steps adds a row, whose series are not all meaningful.
+    Recorded steps are those of an arithmetic progression that has all rows without a stop.
+    """
+    certain = [step for step, stops in stopping.items() if not stops]
+    for interval in sorted(step for step in stopping if step > 0):
+        recorded = range(0, max(stopping) + 1, interval)
+        if all(step in stopping for step in recorded) and all(t in recorded for t in certain):
+            return interval
+    return 1
+
+
+def _nodes(
+    series: Mapping[_Key, Seen],
+    steps: Sequence[int],
+    coordinates: Sequence[int] | Int[np.ndarray, " c"] | None,
+    stopped: Sequence[str],
+) -> dict[str, xr.Dataset]:
+    """The tree's datasets by path, with a node for every process."""
+    processes = dict.fromkeys([*(key.process for key in series), *stopped])
+    nodes: dict[str, dict[str, xr.Variable]] = {f"/{process}": {} for process in ("", *processes)}
+    nodes["/"]["step"] = _variable("step", ["step"], np.array(steps, np.int64))
+    widths = _widths(series)
+    for (process, along), width in widths.items():
+        labels = np.arange(width)
+        if along == "coordinate" and coordinates is not None:
+            labels = np.asarray(coordinates, np.int64)
+        nodes[f"/{process}"][along] = _variable(along, [along], labels)
+    for key, seen in series.items():
+        width = widths.get((_owner(key), _axis(key.name)), 0)
+        values = _filled(key.name, seen, steps, width)
+        dims = ["step", _axis(key.name)][: values.ndim]
+        nodes.setdefault(key.node, {})[key.variable] = _variable(key.name, dims, values)
+    return {path: xr.Dataset(variables) for path, variables in nodes.items()}
+
+
+def _axis(name: str) -> str:
+    return "parameter" if name == "weights" else axis(name)
+
+
+def _owner(key: _Key) -> str:
+    """The process to which the labels of a series' second axis belong; empty: all share them."""
+    return key.process if _axis(key.name) == "direction" else ""
+
+
+def _widths(series: Mapping[_Key, Seen]) -> dict[tuple[str, str], int]:
+    """How long axes are, by owner and name."""
+    widths: dict[tuple[str, str], int] = {}
+    for key, seen in series.items():
+        sizes = [value.size for value in seen.values() if value.ndim]
+        if sizes:
+            place = _owner(key), _axis(key.name)
+            widths[place] = max(widths.get(place, 0), *sizes)
+    return widths
+
+
+def _filled(name: str, seen: Seen, steps: Sequence[int], width: int) -> Shaped[np.ndarray, "T ..."]:
+    """A series over all steps, `[T]` or `[T, width]`."""
+    first = next(iter(seen.values()))
+    real = np.issubdtype(first.dtype, np.floating)
+    shape = (len(steps), width) if first.ndim else (len(steps),)
+    values = np.full(shape, np.nan, first.dtype if real else np.float64)
+    for row, step in enumerate(steps):
+        if step in seen and first.ndim:
+            values[row] = 0 if name in _ZERO_PADDED else np.nan
+            values[row, : seen[step].size] = seen[step]
+        elif step in seen:
+            values[row] = seen[step]
+    return values if real or np.isnan(values).any() else values.astype(np.int64)
+
+
+def _variable(name: str, dims: list[str], values: Shaped[np.ndarray, "..."]) -> xr.Variable:
+    return xr.Variable(dims, values, asdict(quantity(name)))

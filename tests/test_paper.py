@@ -1,0 +1,204 @@
+"""The specs in `specs/paper`, run as they are, and the claims that their comments make.
+
+Minutes each: `pytest -m slow tests/test_paper.py`.
+"""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from centralflow_eqx.cli import main
+from centralflow_eqx.report import smooth
+from centralflow_eqx.spec import load_plan
+
+SPECS = Path(__file__).parents[1] / "specs" / "paper"
+SETTLING = 15
+
+pytestmark = pytest.mark.slow
+
+
+class Run:
+    """The data of a run directory: `run["central/train_loss"]`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, name):
+        with h5py.File(self.folder / "data.h5") as file:
+            return file[name][()]
+
+    def onset(self, process="central"):
+        """The first row whose largest effective eigenvalue is critical."""
+        return int(np.argmax(self[f"{process}/eigenvalues"][:, 0] > 1.98))
+
+    def sharpness(self, process="central"):
+        return self[f"{process}/raw_eigenvalues"][:, 0]
+
+    def accuracy(self):
+        """Mean distance of flow and midpoints over the path, and the error of the mean loss."""
+        moved = self["midpoint/distance_moved"][-1]
+        distance = np.mean(self["distance/midpoint-central"]) / moved
+        loss = smooth(self["discrete/train_loss"], 15)
+        error = np.abs(loss - smooth(self["central/predicted_loss"], 15))[30:]
+        return distance, error.mean() / loss[30:].mean()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run a spec once; its run, or those of its members by name."""
+    folder, done = tmp_path_factory.mktemp("paper"), {}
+
+    def run(name):
+        if name not in done:
+            arguments = ["--set", f"output.dir={folder}"]
+            assert main(["run", str(SPECS / f"{name}.yaml"), *arguments]) == 0
+            done[name] = folder / name
+        members = sorted(path.parent for path in done[name].glob("*/data.h5"))
+        assert (done[name] / "report.html").stat().st_size > 10_000
+        return {path.name: Run(path) for path in members} if members else Run(done[name])
+
+    return run
+
+
+def test_every_spec_has_its_claim_here():
+    tested = Path(__file__).read_text()
+    for path in SPECS.glob("*.yaml"):
+        assert f'run("{path.stem}")' in tested
+        load_plan(path)
+
+
+def test_sharpness_rises_to_the_threshold_and_stays(run):
+    for name, most in (("one", 1), ("several", 2)):
+        member = run("sharpness")[name]
+        theta, onset = member["central/eigenvalues"][:, 0], member.onset()
+        assert onset > 0 and theta[0] < 1.98
+        np.testing.assert_allclose(theta[onset + SETTLING :], 2, atol=1e-3)
+        oscillating = member["central/sigma_eigenvalues"] > 1e-6
+        assert oscillating.sum(axis=1).max() >= most
+        assert np.nanmax(member["stable/eigenvalues"][:, 0]) > 2.5
+        distance, loss = member.accuracy()
+        assert distance < 0.03 and loss < 0.03
+
+
+def test_averages_are_predicted_whatever_the_network(run):
+    members = run("architectures")
+    assert len(members) >= 6
+    for name, member in members.items():
+        distance, loss = member.accuracy()
+        assert distance < 0.03 and loss < 0.03, name
+        discrete = smooth(member["discrete/grad_norm_sq"], 15)[30:]
+        predicted = smooth(member["central/predicted_grad_norm_sq"], 15)[30:]
+        own = smooth(member["central/grad_norm_sq"], 15)[30:]
+        error = np.median(np.abs(predicted - discrete) / discrete)
+        # and it is the oscillation that makes the difference
+        assert error < 0.5 * np.median(np.abs(own - discrete) / discrete), name
+
+
+def test_effective_step_is_two_over_the_sharpness(run):
+    member = run("effective_step")
+    late = slice(member.onset() + SETTLING, None)
+    ratio = member["central/effective_step"] * member.sharpness() / 2
+    np.testing.assert_allclose(ratio[late], 1, atol=0.01)
+    measured = member["midpoint/effective_step"] * member.sharpness("midpoint") / 2
+    np.testing.assert_allclose(np.mean(measured[late]), 1, atol=0.05)
+
+
+def test_larger_learning_rates_are_flatter_at_the_same_loss(run):
+    members = [run("learning_rates")[f"lr={lr}"] for lr in ("0.15", "0.25", "0.4")]
+    losses = [member["central/train_loss"] for member in members]
+    low = max(np.nanmin(loss) for loss in losses)
+    for process in ("central", "midpoint"):
+        sharpness = []
+        for member in members:
+            loss = member[f"{process}/train_loss"]
+            row = int(np.flatnonzero(loss <= 1.02 * low)[0])
+            sharpness.append(member.sharpness(process)[row])
+        assert sharpness[0] > 1.2 * sharpness[1] > 1.2**2 * sharpness[2], process
+
+
+@pytest.mark.parametrize("optimizer", ["scalar_rmsprop", "rmsprop"])
+def test_without_the_penalty_the_flow_is_sharper_and_slower(run, optimizer):
+    names = {"scalar_rmsprop": "ablated_scalar_rmsprop", "rmsprop": "ablated_rmsprop"}
+    member = {key: run(name) for key, name in names.items()}[optimizer]
+    assert member.sharpness("ablated")[-1] > 1.05 * member.sharpness()[-1]
+    assert member["ablated/train_loss"][-1] > 1.01 * member["central/train_loss"][-1]
+    # the flow with the penalty is the one that the optimizer follows
+    closer = member["distance/midpoint-central"][-1]
+    assert closer < 0.7 * member["distance/midpoint-ablated"][-1]
+
+
+def test_variances_are_predicted(run):
+    for name, member in run("covariance").items():
+        predicted = member["central/sigma_eigenvalues"][:, 0]
+        measured = member["central/empirical_variances"][:, 0]
+        alive = np.arange(predicted.size) > member.onset() + 2 * SETTLING
+        ratio = np.mean(measured[alive]) / np.mean(predicted[alive])
+        assert 0.8 < ratio < 1.25, (name, ratio)
+
+
+def test_single_weights_and_outputs_are_predicted(run):
+    member = run("predictions")
+    late = slice(30, -30)
+
+    def error(name):
+        discrete = smooth(member[f"discrete/{name}"], 15)[late]
+        return [
+            np.linalg.norm(smooth(member[f"central/{flow}{name}"], 15)[late] - discrete)
+            / np.linalg.norm(discrete)
+            for flow in ("predicted_", "")
+        ]
+
+    predicted, own = error("grad_sq_at")
+    assert predicted < 0.15 and predicted < 0.3 * own
+    predicted, own = error("outputs")
+    assert predicted < 0.02 and predicted < own
+    nu, flow = member["discrete/state/nu_at"], member["central/state/nu_at"]
+    assert np.linalg.norm(flow - nu) < 0.1 * np.linalg.norm(nu)
+
+
+def test_statistics_are_almost_stationary(run):
+    member = run("stationarity")
+    cosine = member["central/stationary/cosine"]
+    known = np.flatnonzero(np.isfinite(cosine))
+    late = known[known > 0.6 * cosine.size]
+    assert np.all(cosine[late] > 0.95)
+    efficacy = member["central/stationary/efficacy"][late]
+    stationary = member["central/stationary/efficacy_stationary"][late]
+    np.testing.assert_allclose(efficacy, stationary, rtol=0.15)
+    # better than the best single step size
+    assert np.all(efficacy > 1.2 * member["central/stationary/efficacy_scalar"][late])
+
+
+def test_slow_statistics_leave_the_stabilisation_to_curvature(run):
+    members = run("beta2")
+    shares = []
+    for beta2 in ("0.99", "0.999"):
+        member = members[f"beta2={beta2}"]
+        oscillates = member["central/sigma_eigenvalues"][:, 0] > 1e-6
+        shares.append(np.mean(member["central/stabilised_by_state"][oscillates]))
+    assert shares[0] > 3 * shares[1]
+
+
+def test_the_stationary_preconditioner_tends_to_the_least_stable_one(run):
+    members, ratios = run("stationary_preconditioner"), []
+    for lr in ("0.00025", "0.0005", "0.001", "0.002"):
+        member = members[f"lr={lr}"]
+        part = [member[f"central/stationary/efficacy_{k}"] for k in ("stationary", "stability")]
+        ratios.append(np.nanmean(part[0] / part[1]))
+    assert np.all(np.diff(ratios) > 0)
+    assert ratios[-1] > 0.8 and ratios[0] < 0.9 * ratios[-1]
+
+
+def test_the_flow_says_where_it_fails(run):
+    members = run("accuracy")
+    errors, doubts, cubics = [], [], []
+    for lr in ("0.2", "0.4", "0.8", "1.6"):
+        member = members[f"lr={lr}"]
+        errors.append(member.accuracy()[0])
+        doubts.append(np.mean(member["central/untrusted"] == 1))
+        cubics.append(np.nanmax(member["central/trust_cubic"]))
+    assert errors[0] < 0.03 and doubts[0] == 0
+    assert errors[-1] > 3 * errors[0]
+    assert doubts[-1] > 0.2 and cubics[-1] > 0.3
