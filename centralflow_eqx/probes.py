@@ -151,7 +151,15 @@ class Preconditioners(AbstractProbe):
     ) -> tuple[Series, tuple[Eigenpairs, Array], Bool[Array, ""]]:
         w, response, (pairs, factor) = seen.weights, setting.response, carry
         model = setting.local_model(w)
-        found = solve_stationary(model, response, setting.tracker, w, seen.post, pairs)
+        found = solve_stationary(
+            model,
+            response,
+            setting.tracker,
+            w,
+            seen.post,
+            pairs,
+            exact_above=setting.critical_above,
+        )
         point, gain = found.point, response.gain(seen.post, w)
         scalar = 2 * jnp.vdot(model.grad, model.grad) / seen.series["raw_eigenvalues"][0]
         series = {

@@ -68,21 +68,23 @@ def solve_stationary(
     w: Vector,
     guess: State,
     pairs: Eigenpairs,
+    *,
     tol: float | None = None,
+    exact_above: float = 1.95,
 ) -> StationaryState:
     """The stationary state at the weights of `model`, from a post-update state `guess`.
 
     A Newton iteration: the complementarity problem of the margin's linearisation in the state,
     over all directions above `tracker.track_above`, then a share of the way to its solution. Each
-    costs the eigensolver's products and no third derivative. Entries that never forget (counters)
-    keep their values. `tol`, on the relative change, is 1e-7 in float64 and 1e-4 in float32.
+    costs the eigensolver's products, converged for directions above `exact_above`, and no third
+    derivative. Entries that never forget (counters) keep their values. `tol`, on the relative change, is 1e-7 in float64 and 1e-4 in float32.
     `products` of the returned pairs are those of all iterations.
     """
     tol = tol or (1e-7 if w.dtype == jnp.float64 else 1e-4)
 
     def body(now: _Iterate) -> _Iterate:
         gain = response.gain(now.post, w)
-        pairs = tracker.solve(model, gain, now.found.point.pairs, exact_above=tracker.track_above)
+        pairs = tracker.solve(model, gain, now.found.point.pairs, exact_above=exact_above)
         point = Point(w, now.post, model.grad, gain, pairs)
         solution, step = _newton_step(response, point, tracker.track_above, now.share)
         change = _relative(step, now.post) / now.share

@@ -1,10 +1,13 @@
 """What the documentation shows runs, and prints what it says."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import jax
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 from _losses import quick_compilation  # noqa: F401
 
@@ -13,6 +16,16 @@ from centralflow_eqx.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "write_an_optimizer.md"
+FROM_PYTHON = ROOT / "docs" / "from_python.md"
+EXAMPLES = ROOT / "docs" / "examples"
+FIGURES = {
+    "loss": ["loss"],
+    "eigenvalues": ["eigenvalues"],
+    "oscillation": ["oscillation"],
+    "predictions": ["outputs", "single_weights"],
+    "preconditioner": ["preconditioner"],
+    "learning_rates": ["learning_rates"],
+}
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -27,6 +40,14 @@ def folder(tmp_path_factory):
     (folder / "my_optimizer.py").write_text(blocks(TUTORIAL, "python")[0])
     (folder / "my_optimizer.yaml").write_text(blocks(TUTORIAL, "yaml")[0])
     return folder
+
+
+@pytest.fixture
+def figures(tmp_path):
+    """A folder for figures, drawn without a display."""
+    matplotlib.use("Agg")
+    yield tmp_path
+    plt.close("all")
 
 
 def test_the_tutorials_rule_is_short():
@@ -48,8 +69,9 @@ def test_the_tutorials_commands_print_and_leave_what_it_says(folder, monkeypatch
     assert len(list((run_dir / "figures").glob("*.png"))) >= 5
 
 
-@pytest.mark.parametrize("path", [TUTORIAL, ROOT / "README.md"], ids=["tutorial", "README"])
-def test_python_blocks_run(path, capsys):
+@pytest.mark.parametrize("path", [TUTORIAL, FROM_PYTHON, ROOT / "README.md"], ids=lambda p: p.stem)
+def test_python_blocks_run(path, capsys, figures, monkeypatch):
+    monkeypatch.chdir(figures)
     names = {"jax": jax}
     for block in blocks(path, "python"):
         exec(compile(block, path.name, "exec"), names)
@@ -60,3 +82,19 @@ def test_the_readmes_spec_is_valid(tmp_path):
     text = blocks(ROOT / "README.md", "yaml")[0]
     (tmp_path / "spec.yaml").write_text(text)
     assert load_spec(tmp_path / "spec.yaml").name == "gd_moons"
+
+
+def test_every_script_is_tested_and_named():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(FIGURES)
+    page = FROM_PYTHON.read_text()
+    assert all(f"(examples/{name}.py)" in page for name in FIGURES)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "loss" else pytest.param(n, marks=pytest.mark.slow) for n in FIGURES]
+)
+def test_scripts_leave_their_figures(name, figures, monkeypatch):
+    monkeypatch.setattr("sys.argv", [f"{name}.py", str(figures)])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    assert sorted(path.stem for path in figures.glob("*.png")) == FIGURES[name]
+    assert all(path.stat().st_size > 10_000 for path in figures.glob("*.png"))

@@ -17,6 +17,9 @@ from ._registry import PROCESSES
 from ._spectra import Spectra, start_spectra, track_raw, widen_spectra
 
 
+_TOLERANCE = 1e-4  # of the state, far below the error of an Euler step
+
+
 class StationaryFlowState(eqx.Module):
     """Weights, the stationary state found last, and tracked spectra."""
 
@@ -62,7 +65,14 @@ class Stationary(AbstractProcess):
         setting, w = self.setting, state.w
         model = setting.local_model(w)
         found = solve_stationary(
-            model, setting.response, setting.tracker, w, state.post, state.spectra.effective
+            model,
+            setting.response,
+            setting.tracker,
+            w,
+            state.post,
+            state.spectra.effective,
+            tol=_TOLERANCE,
+            exact_above=setting.critical_above,
         )
         oscillation = _oscillation(setting, found)
         point = found.point

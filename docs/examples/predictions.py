@@ -1,0 +1,80 @@
+"""What the central flow predicts for single weights and for the network's outputs.
+
+RMSProp keeps an average `nu` of squared gradients. Where weights oscillate, the squared gradient of
+each is larger on average than on the smooth path, and the network's outputs are shifted: the flow
+predicts both to second order in the oscillation.
+"""
+
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+
+from centralflow_eqx.arrays import collect
+from centralflow_eqx.curvature import EigenTracker
+from centralflow_eqx.data import Digits
+from centralflow_eqx.losses import MSE
+from centralflow_eqx.models import MLP
+from centralflow_eqx.optimizers import RMSProp
+from centralflow_eqx.probes import Coordinates, Outputs
+from centralflow_eqx.report import smooth
+from centralflow_eqx.simulate import simulate
+from centralflow_eqx.task import Examples, make_task
+
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+task = make_task(Digits(n=100), MLP((8, 8)), MSE(), dtype="float64")
+chosen = [528, 600, 673, 677]  # a weight of each later layer, and two biases
+run = collect(
+    simulate(
+        task,
+        RMSProp(1e-3),
+        task.initial_weights,
+        unravel=task.unravel,
+        processes=["discrete", "central"],
+        steps=80,
+        warm_start=40,
+        tracker=EigenTracker(track_above=1.8, initial=3),
+        probes=[
+            Coordinates(indices=jnp.array(chosen)),
+            Outputs(function=Examples(task, chosen=(0, 1))),
+        ],
+    ),
+    coordinates=chosen,
+)
+discrete, central = run["discrete"], run["central"]
+
+figure, panels = plt.subplots(2, 4, figsize=(12, 5), sharex=True, layout="constrained")
+for weight, (above, below) in zip(chosen, panels.T, strict=True):
+    at = {"coordinate": weight}
+    squared = discrete["grad_sq_at"].sel(at)
+    above.plot(run["step"], squared, color="tab:blue", lw=0.5, alpha=0.5, label="discrete")
+    above.plot(run["step"], smooth(squared.values, 8), color="tab:blue", label="smoothed")
+    above.plot(run["step"], central["grad_sq_at"].sel(at), color="tab:green", label="central")
+    predicted = central["predicted_grad_sq_at"].sel(at)
+    above.plot(run["step"], predicted, color="black", ls="--", label="predicted average")
+    above.set(title=f"weight {weight}", yscale="log")
+    below.plot(run["step"], run["discrete/state/nu_at"].sel(at), label="discrete")
+    below.plot(run["step"], run["central/state/nu_at"].sel(at), "k--", label="central")
+    below.set(xlabel="step")
+panels[0, 0].set(ylabel="squared gradient")
+panels[1, 0].set(ylabel="nu")
+handles, labels = panels[0, 0].get_legend_handles_labels()
+figure.legend(handles, labels, loc="outside upper center", ncols=4)
+panels[1, 0].legend()
+figure.savefig(folder / "single_weights.png", dpi=120)
+
+figure, panels = plt.subplots(1, 2, figsize=(10, 3.5), sharex=True, layout="constrained")
+for example, axes in enumerate(panels):
+    # Outputs are numbered example by example, and there are ten classes.
+    output = {"output": 10 * example + int(task.train_labels[example])}
+    own = central["outputs"].sel(output)
+    excess = discrete["outputs"].sel(output) - own
+    predicted = central["predicted_outputs"].sel(output) - own
+    axes.plot(run["step"], excess, color="tab:blue", lw=0.5, alpha=0.5, label="discrete")
+    axes.plot(run["step"], smooth(excess.values, 8), color="tab:blue", label="smoothed")
+    axes.plot(run["step"], predicted, color="black", ls="--", label="predicted average")
+    axes.set(title=f"example {example}", xlabel="step")
+panels[0].set(ylabel="output of the right class,\nbeyond the central flow's own")
+panels[0].legend()
+figure.savefig(folder / "outputs.png", dpi=120)
