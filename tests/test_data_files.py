@@ -640,7 +640,7 @@ steps: 5
     ("kind", "path", "content", "message"),
     [
         ("cifar10", "absent.tar.gz", None, "no such file or folder: "),
-        ("cifar10", "c.tar.gz", gzip.compress(b"x" * 600), "c.tar.gz cannot be read: "),
+        ("cifar10", "c.tar.gz", gzip.compress(b"x" * 600, mtime=0), "c.tar.gz cannot be read: "),
         ("cifar10", "c.bin", pickle.dumps(Boom()), "c.bin holds Python pickles, which run code"),
         ("sst2", "absent.tsv", None, "no such file: "),
         ("sst2", "s.tsv", b"\x00\xff", "s.tsv, no parquet file, as tab-separated values cannot be"),

@@ -5,44 +5,17 @@ Minutes each: `pytest -m slow tests/test_paper.py`.
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+from _runs import SETTLING, Run
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.report import smooth
 from centralflow_eqx.spec import load_plan
 
 SPECS = Path(__file__).parents[1] / "specs" / "paper"
-SETTLING = 15
 
 pytestmark = pytest.mark.slow
-
-
-class Run:
-    """The data of a run directory: `run["central/train_loss"]`."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __getitem__(self, name):
-        with h5py.File(self.folder / "data.h5") as file:
-            return file[name][()]
-
-    def onset(self, process="central"):
-        """The first row whose largest effective eigenvalue is critical."""
-        return int(np.argmax(self[f"{process}/eigenvalues"][:, 0] > 1.98))
-
-    def sharpness(self, process="central"):
-        return self[f"{process}/raw_eigenvalues"][:, 0]
-
-    def accuracy(self):
-        """Mean distance of flow and midpoints over the path, and the error of the mean loss."""
-        moved = self["midpoint/distance_moved"][-1]
-        distance = np.mean(self["distance/midpoint-central"]) / moved
-        loss = smooth(self["discrete/train_loss"], 15)
-        error = np.abs(loss - smooth(self["central/predicted_loss"], 15))[30:]
-        return distance, error.mean() / loss[30:].mean()
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +124,9 @@ def test_single_weights_and_outputs_are_predicted(run):
         ]
 
     predicted, own = error("grad_sq_at")
-    assert predicted < 0.15 and predicted < 0.3 * own
+    assert predicted < 0.5 and predicted < 0.5 * own
     predicted, own = error("outputs")
-    assert predicted < 0.02 and predicted < own
+    assert predicted < 0.01 and predicted < own
     nu, flow = member["discrete/state/nu_at"], member["central/state/nu_at"]
     assert np.linalg.norm(flow - nu) < 0.1 * np.linalg.norm(nu)
 

@@ -1,0 +1,36 @@
+"""What tests read of run directories."""
+
+import h5py
+import numpy as np
+
+from centralflow_eqx.report import smooth
+
+SETTLING = 15
+LEAD = 30
+"""Rows at the start that errors of smoothed series leave aside: smoothing sees one side there."""
+
+
+class Run:
+    """The data of a run directory: `run["central/train_loss"]`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, name):
+        with h5py.File(self.folder / "data.h5") as file:
+            return file[name][()]
+
+    def onset(self, process="central"):
+        """The first row whose largest effective eigenvalue is critical."""
+        return int(np.argmax(self[f"{process}/eigenvalues"][:, 0] > 1.98))
+
+    def sharpness(self, process="central"):
+        return self[f"{process}/raw_eigenvalues"][:, 0]
+
+    def accuracy(self):
+        """Mean distance of flow and midpoints over the path, and the error of the mean loss."""
+        moved = self["midpoint/distance_moved"][-1]
+        distance = np.mean(self["distance/midpoint-central"]) / moved
+        loss = smooth(self["discrete/train_loss"], 15)
+        error = np.abs(loss - smooth(self["central/predicted_loss"], 15))[LEAD:]
+        return distance, error.mean() / loss[LEAD:].mean()
