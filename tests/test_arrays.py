@@ -53,8 +53,8 @@ def variables(tree):
     stored = [name for name in found if name.endswith("/weights")]
     for name in stored:
         found[name] = xr.Variable(["step", "parameter"], found[name].data, found[name].attrs)
-        found.pop(f"{name}_step", None)
-    return found
+    # Coordinates are inherited by the nodes below.
+    return {name: v for name, v in found.items() if not name.endswith("/weights_step")}
 
 
 def test_a_collected_simulation_is_what_its_run_leaves(both):

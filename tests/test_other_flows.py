@@ -94,9 +94,9 @@ def test_the_stationary_flow_of_scalar_rmsprop():
     rows = run(ScalarRMSProp(LR, BETA2), [0.0, 1.0], ["stationary"], 8, substeps=2)
     dt, expected = 0.5, np.array([0.0, 1.0])
     for row in rows:
-        np.testing.assert_allclose(row.weights["stationary"], expected, rtol=1e-6)
+        np.testing.assert_allclose(row.weights["stationary"], expected, rtol=2e-4)
         series = row.series["stationary"]
-        np.testing.assert_allclose(series["effective_step"], 2 / sharpness(expected), rtol=1e-6)
+        np.testing.assert_allclose(series["effective_step"], 2 / sharpness(expected), rtol=2e-4)
         for _ in range(2):
             S, g = sharpness(expected), np.array([0.0, -Slope.slope])
             variance = LR**2 / 4 - g @ g / S**2

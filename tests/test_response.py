@@ -124,12 +124,12 @@ def test_average_of_the_state_over_an_oscillation(derived, name):
 @pytest.mark.parametrize(
     ("name", "expected"),
     {
-        "gd": ("scalar", "none", False, ""),
-        "scalar_rmsprop": ("scalar", "none", False, ""),
-        "rmsprop": ("diagonal", "none", False, ""),
-        "heavy_ball": ("scalar", "none", True, ""),
-        "adam": ("diagonal", "none", True, ""),
-        "gd decayed": ("diagonal", "diagonal", False, ""),
+        "gd": ("scalar", "none", False, False, False, ""),
+        "scalar_rmsprop": ("scalar", "none", False, True, False, ""),
+        "rmsprop": ("diagonal", "none", False, True, False, ""),
+        "heavy_ball": ("scalar", "none", True, False, False, ""),
+        "adam": ("diagonal", "none", True, True, False, ""),
+        "gd decayed": ("diagonal", "diagonal", False, False, False, ""),
     }.items(),
 )
 def test_structure(derived, name, expected):
@@ -156,7 +156,7 @@ def derive_fresh(optimizer):
 
 def test_a_full_preconditioner_takes_the_general_path():
     response, s, w = derive_fresh(Stateless(precondition))
-    assert tuple(response.structure) == ("general", "none", False, "")
+    assert tuple(response.structure) == ("general", "none", False, False, False, "")
     close(dense(response.gain(s, w)), A)
     H = symmetric(np.linspace(-1, 3, D), seed=3)
     theta = np.sort(np.linalg.eigvals(dense(response.gain(s, w)) @ H).real)
@@ -166,7 +166,7 @@ def test_a_full_preconditioner_takes_the_general_path():
 
 def test_a_matrix_decay_takes_the_general_path():
     response, s, w = derive_fresh(MatrixDecay(GD(ETA), W))
-    assert tuple(response.structure) == ("diagonal", "general", False, "")
+    assert tuple(response.structure) == ("diagonal", "general", False, False, False, "")
     expected = ETA * jnp.linalg.inv(jnp.eye(D) - W / 2)
     close(dense(response.gain(s, w)), expected, 1e-10)
 

@@ -1,7 +1,7 @@
 """What the central flow predicts for single weights and for the network's outputs.
 
 RMSProp keeps an average `nu` of squared gradients. Where weights oscillate, the squared gradient of
-each is larger on average than on the smooth path, and the network's outputs are shifted: the flow
+each is larger on average than on the smooth path, and the network's outputs shift a little: the flow
 predicts both to second order in the oscillation.
 """
 
@@ -68,13 +68,12 @@ figure, panels = plt.subplots(1, 2, figsize=(10, 3.5), sharex=True, layout="cons
 for example, axes in enumerate(panels):
     # Outputs are numbered example by example, and there are ten classes.
     output = {"output": 10 * example + int(task.train_labels[example])}
-    own = central["outputs"].sel(output)
-    excess = discrete["outputs"].sel(output) - own
-    predicted = central["predicted_outputs"].sel(output) - own
-    axes.plot(run["step"], excess, color="tab:blue", lw=0.5, alpha=0.5, label="discrete")
-    axes.plot(run["step"], smooth(excess.values, 8), color="tab:blue", label="smoothed")
+    values = discrete["outputs"].sel(output)
+    predicted = central["predicted_outputs"].sel(output)
+    axes.plot(run["step"], values, color="tab:blue", lw=0.7, label="discrete")
+    axes.plot(run["step"], central["outputs"].sel(output), color="tab:green", label="central")
     axes.plot(run["step"], predicted, color="black", ls="--", label="predicted average")
     axes.set(title=f"example {example}", xlabel="step")
-panels[0].set(ylabel="output of the right class,\nbeyond the central flow's own")
+panels[0].set(ylabel="output of the right class")
 panels[0].legend()
 figure.savefig(folder / "outputs.png", dpi=120)
