@@ -77,7 +77,8 @@ def solve_stationary(
     A Newton iteration: the complementarity problem of the margin's linearisation in the state,
     over all directions above `tracker.track_above`, then a share of the way to its solution. Each
     costs the eigensolver's products, converged for directions above `exact_above`, and no third
-    derivative. Entries that never forget (counters) keep their values. `tol`, on the relative change, is 1e-7 in float64 and 1e-4 in float32.
+    derivative. Entries that never forget (counters) keep their values.
+    `tol`, on the relative change, is 1e-7 in float64 and 1e-4 in float32.
     `products` of the returned pairs are those of all iterations.
     """
     tol = tol or (1e-7 if w.dtype == jnp.float64 else 1e-4)

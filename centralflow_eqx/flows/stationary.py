@@ -16,7 +16,6 @@ from ._base import AbstractProcess, Observation, Setting, flow_refusal
 from ._registry import PROCESSES
 from ._spectra import Spectra, start_spectra, track_raw, widen_spectra
 
-
 _TOLERANCE = 1e-4  # of the state, far below the error of an Euler step
 
 

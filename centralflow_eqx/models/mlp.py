@@ -52,5 +52,5 @@ class MLP(AbstractModel):
             eqx.nn.Linear(n_in, n_out, key=k)
             for n_in, n_out, k in zip(sizes[:-2], sizes[1:-1], keys[:-1], strict=True)
         ]
-        output = output_layer(*sizes[-2:], self.output_scale, keys[-1])
+        output = output_layer(sizes[-2], sizes[-1], self.output_scale, keys[-1])
         return Perceptron([*hidden, output], activation(self.activation))
