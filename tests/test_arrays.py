@@ -1,5 +1,6 @@
-"""Labelled arrays of a simulation, and of a run on disk."""
+"""From Python: a task without a spec, labelled arrays of a simulation and of a run on disk."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +10,16 @@ from _losses import TinyMLP, quick_compilation  # noqa: F401
 
 from centralflow_eqx.arrays import collect, open_run
 from centralflow_eqx.cli import main
-from centralflow_eqx.errors import InputError, NumericalStop
+from centralflow_eqx.data import Moons
+from centralflow_eqx.errors import InputError, NumericalStop, OptionError
+from centralflow_eqx.losses import MSE
+from centralflow_eqx.models import MLP
 from centralflow_eqx.optimizers import GD
 from centralflow_eqx.probes import Coordinates, Outputs
 from centralflow_eqx.run import prepare
 from centralflow_eqx.simulate import Row, simulate
 from centralflow_eqx.spec import load_spec
-from centralflow_eqx.task import build_task
+from centralflow_eqx.task import build_task, make_task
 
 SPEC = """\
 name: small
@@ -45,6 +49,23 @@ def both(tmp_path_factory):
     collected = collect(prepare(spec, build_task(spec)), coordinates=[2, 11], weights=True)
     assert main(["run", str(folder / "spec.yaml"), "--set", f"output.dir={folder}"]) == 0
     return collected, open_run(folder / "small")
+
+
+def test_a_task_without_a_spec_is_that_of_the_spec(tmp_path):
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    expected = build_task(load_spec(tmp_path / "spec.yaml"))
+    task = make_task(Moons(n=30), MLP((4,), "tanh"), MSE(), dtype="float64")
+    assert eqx.tree_equal(task, expected)
+    other = make_task(Moons(n=30), MLP((4,), "tanh"), MSE(), seed=1, dtype="float64")
+    assert not np.array_equal(other.initial_weights, task.initial_weights)
+
+
+def test_initial_weights_replace_the_networks_own():
+    w = np.linspace(-1, 1, 17)
+    task = make_task(Moons(n=30), MLP((4,)), MSE(), dtype="float64", initial_weights=w)
+    np.testing.assert_array_equal(task.initial_weights, w)
+    with pytest.raises(OptionError, match="initial_weights: must have 17 entries.* got 16"):
+        make_task(Moons(n=30), MLP((4,)), MSE(), initial_weights=w[1:])
 
 
 def variables(tree):

@@ -1,7 +1,7 @@
 """What the central flow predicts for single weights and for the network's outputs.
 
-RMSProp keeps an average `nu` of squared gradients. Where weights oscillate, the squared gradient of
-each is larger on average than on the smooth path, and the network's outputs shift a little: the flow
+RMSProp keeps an average `nu` of squared gradients. Where weights oscillate, their squared gradients
+are larger on average than on the smooth path, and the network's outputs shift a little: the flow
 predicts both to second order in the oscillation.
 """
 
