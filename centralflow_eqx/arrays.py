@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Int, Shaped
 
 from .errors import InputError, Location, NumericalStop, Problem
-from .recorder import _ZERO_PADDED, axis, quantity, versions
+from .recorder import ZERO_PADDED, axis, quantity, versions
 from .simulate import Row
 
 Seen = dict[int, Shaped[np.ndarray, "..."]]
@@ -190,7 +190,7 @@ def _filled(name: str, seen: Seen, steps: Sequence[int], width: int) -> Shaped[n
     values = np.full(shape, np.nan, first.dtype if real else np.float64)
     for row, step in enumerate(steps):
         if step in seen and first.ndim:
-            values[row] = 0 if name in _ZERO_PADDED else np.nan
+            values[row] = 0 if name in ZERO_PADDED else np.nan
             values[row, : seen[step].size] = seen[step]
         elif step in seen:
             values[row] = seen[step]

@@ -22,7 +22,7 @@ Value = Shaped[np.ndarray, "..."] | float | int
 FLUSH_SECONDS = 1.0
 _LINE_VALUES = 64  # vectors longer than this stay out of metrics.jsonl
 _CHUNK_ROWS = 1024
-_ZERO_PADDED = ("sigma_eigenvalues", "empirical_variances")
+ZERO_PADDED = ("sigma_eigenvalues", "empirical_variances")
 _PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "lineax", "optimistix", "optax", "numpy")
 
 
@@ -144,7 +144,7 @@ class _Series:
     """
 
     def __init__(self, group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype):
-        self.zero_padded = name in _ZERO_PADDED
+        self.zero_padded = name in ZERO_PADDED
         self.values = np.full(shape, _missing(dtype), dtype)
         layout: dict[str, Any] = {}
         if len(shape) == 2:
