@@ -28,6 +28,9 @@ from .stationary import (
 
 Series = dict[str, Array]
 
+_COLUMNS = 24
+"""Of the factor of the least stable preconditioner; a network of 2,410 weights needs three."""
+
 
 class AbstractProbe(eqx.Module):
     """A measurement, taken at every `every`-th recorded step of the processes that it suits."""
@@ -53,7 +56,29 @@ class AbstractProbe(eqx.Module):
         """What is measured, the new carry, and whether the capacity was too small."""
 
 
-class Coordinates(AbstractProbe):
+class AbstractLook(AbstractProbe):
+    """A probe of every process and rule that keeps nothing from one look to the next."""
+
+    @abc.abstractmethod
+    def look(self, setting: Setting, seen: Observation) -> Series:
+        """What is measured."""
+
+    def suits(self, process: str) -> bool:
+        return True
+
+    def refusal(self, setting: Setting) -> str:
+        return ""
+
+    def init(self, w: Vector, capacity: int, key: PRNGKeyArray) -> None:
+        return None
+
+    def measure(
+        self, setting: Setting, seen: Observation, carry: None
+    ) -> tuple[Series, None, Bool[Array, ""]]:
+        return self.look(setting, seen), None, jnp.zeros((), bool)
+
+
+class Coordinates(AbstractLook):
     """Squared gradient and optimizer state of chosen weights, `indices` into the flat ones.
 
     `grad_sq_at`, `predicted_grad_sq_at` = g^2 + (H Sigma H)_ii, `state/<part>_at`: [c].
@@ -62,28 +87,16 @@ class Coordinates(AbstractProbe):
     indices: Int[Array, " c"]
     every: int = 1
 
-    def suits(self, process: str) -> bool:
-        return True
-
-    def refusal(self, setting: Setting) -> str:
-        return ""
-
-    def init(self, w: Vector, capacity: int, key: PRNGKeyArray) -> None:
-        return None
-
-    def measure(
-        self, setting: Setting, seen: Observation, carry: None
-    ) -> tuple[Series, None, Bool[Array, ""]]:
+    def look(self, setting: Setting, seen: Observation) -> Series:
         squared = jax.grad(setting.loss)(seen.weights)[self.indices] ** 2
         series = {"grad_sq_at": squared}
         if seen.oscillation is not None:
             swing = seen.oscillation.gradients[self.indices] ** 2
             series["predicted_grad_sq_at"] = squared + swing @ _variances(seen)
-        series |= _at(setting, "state", seen.post, seen.weights, self.indices)
-        return series, None, jnp.zeros((), bool)
+        return series | _at(setting, "state", seen.post, seen.weights, self.indices)
 
 
-class Outputs(AbstractProbe):
+class Outputs(AbstractLook):
     """A function of the weights, such as a network's outputs, and its predicted average.
 
     `outputs`, `predicted_outputs`: [q], the entries of what `function` returns.
@@ -92,24 +105,13 @@ class Outputs(AbstractProbe):
     function: Callable[[Vector], Float[Array, "..."]]
     every: int = 1
 
-    def suits(self, process: str) -> bool:
-        return True
-
-    def refusal(self, setting: Setting) -> str:
-        return ""
-
-    def init(self, w: Vector, capacity: int, key: PRNGKeyArray) -> None:
-        return None
-
-    def measure(
-        self, setting: Setting, seen: Observation, carry: None
-    ) -> tuple[Series, None, Bool[Array, ""]]:
+    def look(self, setting: Setting, seen: Observation) -> Series:
         values = self.function(seen.weights).ravel()
         series = {"outputs": values}
         if seen.oscillation is not None:
             bends = jax.lax.map(lambda u: self._second(seen.weights, u), seen.oscillation.vectors.T)
             series["predicted_outputs"] = values + _variances(seen) @ bends / 2
-        return series, None, jnp.zeros((), bool)
+        return series
 
     def _second(self, w: Vector, u: Vector) -> Float[Array, " q"]:
         """The second derivative along `u`."""
@@ -126,7 +128,8 @@ class Preconditioners(AbstractProbe):
     All series begin with `stationary/`: `cosine` of the averages in the state and their stationary
     values, those values at `indices` (`nu_at`), and efficacies g^T P^{-1} g: `efficacy` of the
     optimizer's P, `efficacy_stationary`, `efficacy_stability` of the least stable diagonal P, and
-    `efficacy_scalar` of P = S/2 with the Hessian's largest eigenvalue S (arXiv 2410.24206).
+    `efficacy_scalar` of P = S/2 with the Hessian's largest eigenvalue S (arXiv 2410.24206). NaN
+    where the stationary state was not found, or the least stable P needs more than `_COLUMNS`.
     """
 
     indices: Int[Array, " c"]
@@ -142,9 +145,8 @@ class Preconditioners(AbstractProbe):
 
     def init(self, w: Vector, capacity: int, key: PRNGKeyArray) -> tuple[Eigenpairs, Array]:
         pairs_key, factor_key = jr.split(key)
-        columns = min(w.size, 2 * capacity)
         pairs = unsolved(w.size, capacity, w.dtype, pairs_key)
-        return pairs, start_factor(w.size, columns, w.dtype, factor_key)
+        return pairs, start_factor(w.size, min(w.size, _COLUMNS), w.dtype, factor_key)
 
     def measure(
         self, setting: Setting, seen: Observation, carry: tuple[Eigenpairs, Array]
@@ -168,17 +170,14 @@ class Preconditioners(AbstractProbe):
             "efficacy_stationary": jnp.vdot(model.grad, point.gain.mv(model.grad)),
             "efficacy_scalar": scalar,
         }
-        overflow = setting.tracker.overflows(point.pairs)
         if response.structure.gain == "diagonal":
-            least, factor, enough = _least(model, lx.diagonal(gain), factor)
-            series["efficacy_stability"] = least
-            overflow |= ~enough & (factor.shape[1] < w.size)
+            series["efficacy_stability"], factor = _least(model, lx.diagonal(gain), factor)
         elif response.structure.gain == "scalar":
             series["efficacy_stability"] = scalar
-        sound = found.converged & ~overflow
-        series = {f"stationary/{k}": jnp.where(sound, v, jnp.nan) for k, v in series.items()}
+        series = {f"stationary/{name}": values for name, values in series.items()}
         series |= _at(setting, "stationary", point.post, w, self.indices)
-        return series, (point.pairs, factor), overflow
+        series = {k: jnp.where(found.converged, v, jnp.nan) for k, v in series.items()}
+        return series, (point.pairs, factor), setting.tracker.overflows(point.pairs)
 
     def _cosine(
         self, setting: Setting, seen: Observation, found: StationaryState
@@ -214,10 +213,10 @@ def _at(
 
 def _least(
     model: LocalModel, gain: Float[Array, " d"], factor: Float[Array, "d r"]
-) -> tuple[Float[Array, ""], Float[Array, "d r"], Bool[Array, ""]]:
-    """Efficacy of the least stable diagonal preconditioner, its factor, and whether it is sound."""
+) -> tuple[Float[Array, ""], Float[Array, "d r"]]:
+    """Efficacy of the least stable diagonal preconditioner, NaN if uncertain, and its factor."""
     usual = jnp.max(gain)
     found = stability_only(model.hvps, 1 / jnp.where(gain > 0, gain, usual), factor)
     P, g = found.diagonal, model.grad
-    shares = jnp.where(P > 0, g * g / jnp.where(P > 0, P, 1), 0)
-    return jnp.sum(shares), found.factor, found.rank_deficient
+    efficacy = jnp.sum(jnp.where(P > 0, g * g / jnp.where(P > 0, P, 1), 0))
+    return jnp.where(found.rank_deficient, efficacy, jnp.nan), found.factor

@@ -79,7 +79,8 @@ def solve_stationary(
     costs the eigensolver's products, converged for directions above `exact_above`, and no third
     derivative. Entries that never forget (counters) keep their values.
     `tol`, on the relative change, is 1e-7 in float64 and 1e-4 in float32.
-    `products` of the returned pairs are those of all iterations.
+    `products` of the returned pairs are those of all iterations, and they count as `converged` only
+    if the state is too.
     """
     tol = tol or (1e-7 if w.dtype == jnp.float64 else 1e-4)
 
@@ -99,7 +100,12 @@ def solve_stationary(
         return ~now.found.converged & (now.found.iterations < _MOST_ITERATIONS)
 
     last = jax.lax.while_loop(unfinished, body, _start(model, response, w, guess, pairs))
-    return eqx.tree_at(lambda f: f.point.pairs.products, last.found, last.products)
+    pairs = last.found.point.pairs
+    return eqx.tree_at(
+        lambda f: (f.point.pairs.products, f.point.pairs.converged),
+        last.found,
+        (last.products, pairs.converged & last.found.converged),
+    )
 
 
 def _start(

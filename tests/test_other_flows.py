@@ -93,6 +93,7 @@ def test_the_stationary_flow_of_scalar_rmsprop():
     # lr / sqrt(nu) = 2 / S, and sigma^2 = lr^2/4 - |g|^2/S^2 pulls towards smaller S
     rows = run(ScalarRMSProp(LR, BETA2), [0.0, 1.0], ["stationary"], 8, substeps=2)
     dt, expected = 0.5, np.array([0.0, 1.0])
+    # The flow asks for 1e-4 of nu, of which the step size has half.
     for row in rows:
         np.testing.assert_allclose(row.weights["stationary"], expected, rtol=2e-4)
         series = row.series["stationary"]

@@ -2,13 +2,13 @@
 
 import functools
 
-import cvxpy as cp
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from _conic import least_stable, stationary_average
 from _losses import Quadratic, flat_rule, orthogonal, quick_compilation  # noqa: F401
 
 from centralflow_eqx.curvature import EigenTracker, local_model, unsolved
@@ -26,7 +26,6 @@ from centralflow_eqx.stationary import (
 LR = 0.1
 RANKS = (1, 2, 3, 4, 5)
 PER_RANK = 11
-TIGHT = {f"tol_{kind}": 1e-11 for kind in ("gap_abs", "gap_rel", "feas")}
 DIMENSIONS = {1: 5, 2: 9, 3: 16, 4: 27, 5: 40}
 
 
@@ -49,17 +48,6 @@ def random_problem(d, rank, seed):
     squares = nu - 4 * P**2 * np.einsum("ik,kl,il->i", U, X, U)
     g = np.sqrt(squares) * rng.choice([-1, 1], size=d)
     return (H + H.T) / 2, g, nu
-
-
-def oracle(H, g):
-    """nu of the convex program: min tr P + g^T P^{-1} g / lr^2 over diagonal P with H <= 2 P."""
-    # In units of the largest entry of H, Clarabel's absolute tolerances are relative ones.
-    unit = np.abs(H).max()
-    P = cp.Variable(len(g))
-    cost = cp.sum(P) + cp.sum(cp.multiply((g / (LR * unit)) ** 2, cp.inv_pos(P)))
-    problem = cp.Problem(cp.Minimize(cost), [2 * cp.diag(P) - H / unit >> 0])
-    problem.solve(solver=cp.CLARABEL, **TIGHT)
-    return (LR * unit * P.value) ** 2
 
 
 @functools.cache
@@ -91,7 +79,7 @@ def test_stationary_average_solves_the_convex_program(rank):
         assert found.converged
         got = found.point.post.nu
         assert np.linalg.norm(got - nu) < 1e-6 * np.linalg.norm(nu)
-        assert np.linalg.norm(got - oracle(H, g)) < 1e-5 * np.linalg.norm(nu)
+        assert np.linalg.norm(got - stationary_average(H, g, LR)) < 1e-5 * np.linalg.norm(nu)
         spectrum = np.linalg.eigvalsh(found.solution.X)
         assert np.sum(spectrum > 1e-6 * spectrum[-1]) == rank
 
@@ -142,16 +130,14 @@ def test_the_least_stable_preconditioner(d):
     Q, spectrum = orthogonal(d, d), rng.exponential(size=d) ** 2
     spectrum[d // 2 :] *= -0.1
     H = (Q * spectrum) @ Q.T
-    P = cp.Variable(d)
-    problem = cp.Problem(cp.Minimize(cp.sum(P)), [2 * cp.diag(P) - H >> 0, P >= 0])
-    problem.solve(solver=cp.CLARABEL, **TIGHT)
+    expected = least_stable(H)
     product = jnp.asarray(H)
     columns = int(np.ceil(np.sqrt(2 * d))) + 1
     found = jax.jit(lambda V: stability_only(lambda V: product @ V, jnp.ones(d), V, tol=1e-10))(
         start_factor(d, columns, jnp.float64, jr.key(0))
     )
     assert found.rank_deficient
-    np.testing.assert_allclose(found.diagonal, P.value, rtol=2e-5, atol=0)
+    np.testing.assert_allclose(found.diagonal, expected, rtol=2e-5, atol=0)
     assert np.linalg.eigvalsh(2 * np.diag(found.diagonal) - H)[0] > -1e-6
 
 

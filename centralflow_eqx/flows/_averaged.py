@@ -12,7 +12,7 @@ from ..complementarity import RESULTS
 from ..curvature import LocalModel, fourth_derivatives
 from ..oscillation import Oscillation, Point, modes, oscillate
 from ..response import State, Vector, apply_columns, relax
-from ._base import STOP, Observation, Setting
+from ._base import STOP, AbstractProcess, Observation, Setting, flow_refusal
 from ._spectra import Spectra, common_series, start_spectra, track_raw, widen_spectra
 
 S = TypeVar("S")
@@ -33,34 +33,37 @@ class AveragedState(eqx.Module):
     slack: Float[Array, ""]
 
 
-def init_averaged(
-    setting: Setting, w: Vector, s: State, capacity: int, key: PRNGKeyArray
-) -> AveragedState:
-    """The state at weights `w` and the optimizer's own state `s` before its step there."""
-    grad = jax.grad(setting.loss)(w)
-    start = setting.rate.start(setting.response, relax(s, w), grad, w, 1 / setting.substeps)
-    anything = jnp.asarray(jnp.inf, w.dtype)
-    return AveragedState(w, start, start_spectra(setting, w, capacity, key), anything)
+class AbstractAveragedFlow(AbstractProcess):
+    """An explicit Euler flow of weights and state, with the oscillation that keeps it stable.
 
-
-def widen_averaged(state: AveragedState, capacity: int) -> AveragedState:
-    """The same state with room to track `capacity` eigenpairs."""
-    return eqx.tree_at(lambda s: s.spectra, state, widen_spectra(state.spectra, capacity))
-
-
-def step_averaged(
-    setting: Setting, state: AveragedState, observed: Bool[Array, ""], *, penalised: bool
-) -> tuple[AveragedState, Observation]:
-    """Observe and advance by one optimizer step.
-
-    The oscillation adds grad <H, Sigma> / 2 to the mean gradient, if `penalised`, and its own
-    share to the averages in the optimizer's state.
+    Over a substep the oscillation's covariance Sigma is constant. It adds its own share to the
+    averages in the optimizer's state and, where `penalised`, grad <H, Sigma> / 2 to the mean
+    gradient.
     """
 
-    def substep(state: AveragedState, first: Array) -> tuple[AveragedState, Observation]:
-        return _substep(setting, state, first, observed & first, penalised)
+    setting: eqx.AbstractVar[Setting]
+    penalised: eqx.AbstractClassVar[bool]
 
-    return scan_substeps(substep, state, setting.substeps)
+    def refusal(self) -> str:
+        return flow_refusal(self.setting)
+
+    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> AveragedState:
+        setting, dt = self.setting, 1 / self.setting.substeps
+        grad = jax.grad(setting.loss)(w)
+        start = setting.rate.start(setting.response, relax(s, w), grad, w, dt)
+        anything = jnp.asarray(jnp.inf, w.dtype)
+        return AveragedState(w, start, start_spectra(setting, w, capacity, key), anything)
+
+    def step(
+        self, state: AveragedState, observed: Bool[Array, ""]
+    ) -> tuple[AveragedState, Observation]:
+        def substep(state: AveragedState, first: Array) -> tuple[AveragedState, Observation]:
+            return _substep(self.setting, state, first, observed & first, self.penalised)
+
+        return scan_substeps(substep, state, self.setting.substeps)
+
+    def widen(self, state: AveragedState, capacity: int) -> AveragedState:
+        return eqx.tree_at(lambda s: s.spectra, state, widen_spectra(state.spectra, capacity))
 
 
 def scan_substeps(

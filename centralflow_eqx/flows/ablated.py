@@ -1,15 +1,14 @@
 """The central flow without its curvature penalty."""
 
-from jaxtyping import Array, Bool, PRNGKeyArray
+from typing import ClassVar
 
-from ..response import State, Vector
-from ._averaged import AveragedState, init_averaged, step_averaged, widen_averaged
-from ._base import AbstractProcess, Observation, Setting, flow_refusal
+from ._averaged import AbstractAveragedFlow
+from ._base import Setting
 from ._registry import PROCESSES
 
 
 @PROCESSES.register("ablated")
-class Ablated(AbstractProcess):
+class Ablated(AbstractAveragedFlow):
     """The central flow without its curvature penalty: the state sees the oscillation, w does not.
 
     Sigma is that of the central flow at the same weights and state. What the penalty was good for
@@ -18,17 +17,4 @@ class Ablated(AbstractProcess):
     """
 
     setting: Setting
-
-    def refusal(self) -> str:
-        return flow_refusal(self.setting)
-
-    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> AveragedState:
-        return init_averaged(self.setting, w, s, capacity, key)
-
-    def step(
-        self, state: AveragedState, observed: Bool[Array, ""]
-    ) -> tuple[AveragedState, Observation]:
-        return step_averaged(self.setting, state, observed, penalised=False)
-
-    def widen(self, state: AveragedState, capacity: int) -> AveragedState:
-        return widen_averaged(state, capacity)
+    penalised: ClassVar[bool] = False

@@ -97,5 +97,5 @@ def _oscillation(setting: Setting, found: StationaryState) -> Oscillation:
         third=third[rows == columns],
         critical=critical,
         slack=jnp.zeros((), point.w.dtype),
-        by_state=jnp.ones((), X.dtype),
+        by_state=jnp.full((), jnp.nan, X.dtype),  # nothing here restores a margin over time
     )

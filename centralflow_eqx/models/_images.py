@@ -72,9 +72,8 @@ def convolve(
 ) -> Float[Array, "n_out new_h new_w"]:
     """Correlation with a square kernel of odd size, zeros standing around the image.
 
-    One matrix product with the patches of all pixels. XLA's own convolution is many times slower
-    on CPUs inside of loops, where most of a flow's products are computed, and its derivatives
-    depend on the order of summation on GPUs.
+    One matrix product with the patches of all pixels. XLA's own convolution is several times slower
+    on CPUs inside of loops, where most of a flow's products are computed (jax issue 12868).
     """
     n_out, n_in, size, _ = kernel.shape
     _, height, width = x.shape

@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
@@ -116,9 +118,7 @@ def _submit(executor: Any, arguments: list[list[str]]) -> list[Any]:
 
 def _run(arguments: list[str]) -> int:
     """A job: one command of ours."""
-    from ..cli import main
-
-    return int(main(arguments))
+    return subprocess.run([sys.executable, "-m", "centralflow_eqx", *arguments]).returncode
 
 
 def _code(job: Any) -> int:
