@@ -147,6 +147,16 @@ def test_labels_of_equal_specs():
     assert labels([], []) == []
 
 
+def test_names_stand_for_keys_that_a_figure_has_no_room_for():
+    texts = [
+        spec(seed=i, steps=i, optimizer__type=rule, optimizer__lr=i, warm_start=i)
+        for i, rule in enumerate(("gd", "adam"))
+    ]
+    assert labels(texts, ["plain", "adaptive"]) == ["plain", "adaptive"]
+    told = labels(texts, ["same", "same"])
+    assert "optimizer.type=adam" in told[1] and "seed=1" in told[1]
+
+
 def test_labels_too_long_for_a_figure_stay_different(run_dirs):
     assert shortened("a" * 30 + "b" * 30, 20) == "a" * 10 + "..." + "b" * 7
     assert shortened("x" * 44) == "x" * 44

@@ -27,7 +27,8 @@ def labels(specs: Sequence[str], names: Sequence[str]) -> list[str]:
 
     `specs` are the texts of the runs' specs, `names` what the runs are called. A label has the
     keys that differ and that all specs have; if those leave runs alike, also keys that only some
-    have, then settings that do not change the result, then the run's name, then a number.
+    have, then settings that do not change the result, then the run's name, then a number. Where
+    keys would take more letters than a figure has room for, different names stand alone.
     """
     flat = [dict(_leaves(parse(text, "spec.yaml")[0].plain() or {})) for text in specs]
     tiers = _differing(flat)
@@ -37,6 +38,8 @@ def labels(specs: Sequence[str], names: Sequence[str]) -> list[str]:
         told = [", ".join(f"{k}={_text(f[k])}" for k in keys if k in f) for f in flat]
         if len(set(told)) == len(told):
             break
+    if max(map(len, told), default=0) > LONGEST and len(set(names)) == len(names):
+        return list(names)
     return numbered(_named(told, names))
 
 
