@@ -120,6 +120,15 @@ def test_preconditioners_are_those_of_convex_programs(scene):
     close("efficacy_scalar", 2 * g @ g / np.linalg.eigvalsh(H)[-1], 1e-10)
 
 
+def test_preconditioners_without_chosen_weights(scene):
+    setting, seen, _ = scene
+    probe = Preconditioners(indices=INDICES[:0])
+    carry = probe.init(seen.weights, D, jr.key(2))
+    series, *_ = eqx.filter_eval_shape(probe.measure, setting, seen, carry)
+    # an empty series has no axis in a run directory
+    assert "stationary/cosine" in series and all(np.prod(s.shape) > 0 for s in series.values())
+
+
 def test_preconditioners_make_room_for_themselves(scene):
     setting, seen, _ = scene
     probe = Preconditioners(indices=INDICES)
