@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
@@ -12,13 +11,13 @@ from centralflow_eqx.flows import PROCESSES
 
 from .cost import process_step
 from .measure import differences
-from .problem import TRACKED, Problem
+from .problem import Problem, first_state
 
 
 def trajectory(problem: Problem, substeps: int, steps: int) -> list[np.ndarray]:
     """The weights of the central flow after every step."""
     process = PROCESSES["central"](problem.setting(substeps=substeps))
-    state = process.init(problem.w, problem.s, TRACKED, jax.random.key(0))
+    state = first_state(process, problem)
     path = []
     for _ in range(steps):
         state, _ = process_step(process, state, jnp.asarray(False))

@@ -13,7 +13,7 @@ from centralflow_eqx.flows import PROCESSES, AbstractProcess, Setting
 
 from .baseline import Baseline, Cost, lobpcg_tolerance
 from .measure import Contender, differences, kernel_milliseconds, race
-from .problem import CRITICAL_ABOVE, RESIDUAL, SUBSTEPS, TRACKED, Problem, plain_step
+from .problem import CRITICAL_ABOVE, RESIDUAL, SUBSTEPS, TRACKED, Problem, first_state, plain_step
 
 PLAIN = "optimizer alone"
 PACKAGE = ("discrete", "midpoint", "stable", "central")
@@ -44,10 +44,6 @@ def package(problem: Problem, process: str, setting: Setting, name: str) -> Cont
     member = PROCESSES[process](setting)
     yes, no = jnp.asarray(True), jnp.asarray(False)
 
-    def start() -> Any:
-        init = eqx.filter_jit(member.init)
-        return init(problem.w, problem.s, TRACKED, jax.random.key(0))
-
     def step(state: Any) -> Any:
         state, seen = jax.block_until_ready(process_step(member, state, yes))
         cost = Cost(*(int(seen.series.get(name, 0)) for name in Cost._fields))
@@ -57,7 +53,7 @@ def package(problem: Problem, process: str, setting: Setting, name: str) -> Cont
     def unrecorded(state: Any) -> Any:
         return jax.block_until_ready(process_step(member, state, no))
 
-    return Contender(name, start, step, unrecorded)
+    return Contender(name, lambda: first_state(member, problem), step, unrecorded)
 
 
 def off_the_shelf(problem: Problem, name: str, tol: float, critical_only: bool) -> Contender:

@@ -1,14 +1,14 @@
 """The problem that everything is measured on: the digits MLP at the edge of stability."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 from jaxtyping import Array
 
 from centralflow_eqx.curvature import EigenTracker
-from centralflow_eqx.flows import Setting
+from centralflow_eqx.flows import AbstractProcess, Setting, start_spectra
 from centralflow_eqx.response import Response, Rule, State, Vector, derive, relax
 from centralflow_eqx.spec import load_spec
 from centralflow_eqx.state_rate import STATE_RATES
@@ -60,3 +60,10 @@ def plain_step(rule: Rule, task: Task, w: Vector, s: State) -> tuple[Array, Stat
     """One step of the optimizer and nothing else."""
     delta, s = rule.update(jax.grad(task)(w), s, w)
     return w + delta, s
+
+
+def first_state(process: AbstractProcess, problem: Problem) -> Any:
+    """The first state of a process that knows no spectrum yet."""
+    key = jax.random.key(0)
+    spectra = start_spectra(process.setting, problem.w, TRACKED, key)
+    return eqx.filter_jit(process.init)(problem.w, problem.s, spectra, key)

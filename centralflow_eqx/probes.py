@@ -202,7 +202,7 @@ def _variances(seen: Observation) -> Float[Array, " m"]:
 def _at(
     setting: Setting, prefix: str, state: State, w: Vector, indices: Int[Array, " c"]
 ) -> Series:
-    """The parts of the state that have an entry for every weight, at `indices`, if there are any."""
+    """The parts of the state that have an entry for every weight, at `indices` if any."""
     if not indices.size:
         return {}
     parts = setting.response.rule.parts(state, w)

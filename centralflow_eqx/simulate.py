@@ -12,9 +12,20 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .curvature import Eigenpairs, EigenTracker, Loss, unsolved
+from .curvature import EigenTracker, Loss
 from .errors import NumericalStop, UnsupportedRule
-from .flows import PROCESSES, STOP, AbstractProcess, Minibatch, Observation, Setting
+from .flows import (
+    PROCESSES,
+    STOP,
+    AbstractProcess,
+    Minibatch,
+    Observation,
+    Setting,
+    Spectra,
+    start_spectra,
+    survey,
+    widen_spectra,
+)
 from .optimizers import AbstractOptimizer
 from .probes import AbstractProbe
 from .response import Rule, State, Vector, examine, relax
@@ -97,8 +108,8 @@ def simulate(
     members = _members(setting, processes)
     for why in filter(None, (probe.refusal(setting) for probe in probes)):
         raise UnsupportedRule(why)
-    capacity = _capacity(setting, w, s, survey_key)
-    return _lockstep(members, w, s, capacity, steps, record_every, evaluate, probes, key)
+    spectra = _first_spectra(setting, w, s, survey_key)
+    return _lockstep(members, w, s, spectra, steps, record_every, evaluate, probes, key)
 
 
 @eqx.filter_jit
@@ -165,25 +176,23 @@ def _members(setting: Setting, names: Sequence[str]) -> dict[str, AbstractProces
     return members
 
 
-def _capacity(setting: Setting, w: Vector, s: State, key: PRNGKeyArray) -> int:
-    """The smallest of 2, 4, 8, ... that holds the eigenpairs to be tracked from the start.
+def _first_spectra(setting: Setting, w: Vector, s: State, key: PRNGKeyArray) -> Spectra:
+    """The spectra where all processes start, with room for what is to be tracked there.
 
-    Found by solving once for each capacity, which compiles in a fraction of the time of a process.
+    Found once for all of them, with 2, 4, 8, ... columns until they suffice; that compiles in a
+    fraction of the time of a process.
     """
-    tracker = setting.tracker
-    capacity = max(2, 1 << (int(tracker.initial) - 1).bit_length())
+    capacity = max(2, 1 << (int(setting.tracker.initial) - 1).bit_length())
+    spectra = start_spectra(setting, w, capacity, key)
     while True:
-        pairs = _survey(setting, w, s, unsolved(w.size, capacity, w.dtype, key))
-        if not tracker.overflows(pairs):
-            return capacity
+        spectra = _survey(setting, w, s, spectra)
+        if not setting.tracker.overflows(spectra.effective):
+            return spectra
         capacity *= 2
+        spectra = widen_spectra(spectra, capacity)
 
 
-@eqx.filter_jit
-def _survey(setting: Setting, w: Vector, s: State, pairs: Eigenpairs) -> Eigenpairs:
-    model = setting.local_model(w)
-    post = relax(setting.response.rule.update(model.grad, s, w)[1], w)
-    return setting.tracker.solve(model, setting.response.gain(post, w), pairs)
+_survey = eqx.filter_jit(survey)
 
 
 @eqx.filter_jit
@@ -231,16 +240,16 @@ def _lockstep(
     members: dict[str, AbstractProcess],
     w: Vector,
     s: State,
-    capacity: int,
+    spectra: Spectra,
     steps: int,
     record_every: int,
     evaluate: Callable[[Vector], dict[str, Array]] | None,
     probes: Sequence[AbstractProbe],
     key: PRNGKeyArray,
 ) -> Iterator[Row]:
-    running = dict(members)
+    running, capacity = dict(members), spectra.effective.theta.size
     states = {
-        name: eqx.filter_jit(process.init)(w, s, capacity, k)
+        name: eqx.filter_jit(process.init)(w, s, spectra, k)
         for (name, process), k in zip(members.items(), jr.split(key, len(members)), strict=True)
     }
     carries = {

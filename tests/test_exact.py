@@ -10,7 +10,7 @@ from _losses import quick_compilation  # noqa: F401
 from jaxtyping import Array, Float
 
 from centralflow_eqx.curvature import EigenTracker, local_model, unsolved
-from centralflow_eqx.flows import Central, Setting
+from centralflow_eqx.flows import Central, Setting, start_spectra
 from centralflow_eqx.optimizers import GD, ScalarRMSProp
 from centralflow_eqx.optimizers.scalar_rmsprop import ScalarRMSPropState
 from centralflow_eqx.oscillation import Point, oscillate
@@ -181,7 +181,8 @@ def test_scalar_rmsprop_locks_to_the_sharpness():
     post = jax.tree.map(lambda x: x.astype(float), state)
     response = derive(rule, post, w, w, jr.key(0))
     process = Central(Setting(Parabola(S), response, Backward(), EigenTracker()))
-    now = process.init(w, state, 2, jr.key(0))
+    spectra = start_spectra(process.setting, w, 2, jr.key(0))
+    now = process.init(w, state, spectra, jr.key(0))
     step = eqx.filter_jit(process.step)
     for _ in range(60):
         now, observation = step(now, jnp.asarray(True))

@@ -80,14 +80,13 @@ def test_effective_step_is_two_over_the_sharpness(run):
 
 def test_larger_learning_rates_are_flatter_at_the_same_loss(run):
     members = [run("learning_rates")[f"lr={lr}"] for lr in ("0.15", "0.25", "0.4")]
-    losses = [member["central/train_loss"] for member in members]
-    low = max(np.nanmin(loss) for loss in losses)
     for process in ("central", "midpoint"):
-        sharpness = []
-        for member in members:
-            loss = member[f"{process}/train_loss"]
-            row = int(np.flatnonzero(loss <= 1.02 * low)[0])
-            sharpness.append(member.sharpness(process)[row])
+        losses = [member[f"{process}/train_loss"] for member in members]
+        reached = max(np.nanmin(loss) for loss in losses)  # by all
+        rows = [int(np.flatnonzero(loss <= reached)[0]) for loss in losses]
+        sharpness = [
+            member.sharpness(process)[row] for member, row in zip(members, rows, strict=True)
+        ]
         assert sharpness[0] > 1.2 * sharpness[1] > 1.2**2 * sharpness[2], process
 
 
@@ -151,27 +150,30 @@ def test_slow_statistics_leave_the_stabilisation_to_curvature(run):
         member = members[f"beta2={beta2}"]
         oscillates = member["central/sigma_eigenvalues"][:, 0] > 1e-6
         shares.append(np.mean(member["central/stabilised_by_state"][oscillates]))
-    assert shares[0] > 3 * shares[1]
+    assert shares[0] > 1 / 2 and shares[1] < 1 / 4  # most of it, and the lesser part
 
 
 def test_the_stationary_preconditioner_tends_to_the_least_stable_one(run):
     members, ratios = run("stationary_preconditioner"), []
-    for lr in ("0.00025", "0.0005", "0.001", "0.002"):
-        member = members[f"lr={lr}"]
-        part = [member[f"central/stationary/efficacy_{k}"] for k in ("stationary", "stability")]
-        ratios.append(np.nanmean(part[0] / part[1]))
+    for lr in ("0.001", "0.002", "0.004", "0.008"):
+        series = {
+            name: members[f"lr={lr}"][f"midpoint/stationary/efficacy_{name}"]
+            for name in ("stationary", "stability")
+        }
+        ratios.append(np.nanmean(series["stationary"] / series["stability"]))
     assert np.all(np.diff(ratios) > 0)
-    assert ratios[-1] > 0.8 and ratios[0] < 0.9 * ratios[-1]
+    assert ratios[-1] > 0.8 and ratios[0] < 0.5 * ratios[-1]
 
 
 def test_the_flow_says_where_it_fails(run):
     members = run("accuracy")
     errors, doubts, cubics = [], [], []
-    for lr in ("0.2", "0.4", "0.8", "1.6"):
+    for lr in ("0.001", "0.002", "0.004", "0.008"):
         member = members[f"lr={lr}"]
         errors.append(member.accuracy()[0])
         doubts.append(np.mean(member["central/untrusted"] == 1))
         cubics.append(np.nanmax(member["central/trust_cubic"]))
-    assert errors[0] < 0.03 and doubts[0] == 0
-    assert errors[-1] > 3 * errors[0]
-    assert doubts[-1] > 0.2 and cubics[-1] > 0.3
+    assert np.all(np.diff(errors) > 0) and np.all(np.diff(cubics) > 0)
+    # what is not marked is right, what is wrong is marked
+    assert errors[1] < 0.03 and doubts[1] == 0
+    assert errors[-1] > 0.05 and doubts[-1] > 0.5

@@ -1,7 +1,8 @@
 """Processes: the optimizer and the flows that describe it, each advancing step by step."""
 
-from ._base import STOP, AbstractProcess, Minibatch, Observation, Setting
+from ._base import STOP, AbstractProcess, Minibatch, Observation, Setting, Spectra
 from ._registry import PROCESSES
+from ._spectra import start_spectra, survey, widen_spectra
 from .ablated import Ablated
 from .central import Central
 from .discrete import Discrete
@@ -22,6 +23,10 @@ __all__ = [
     "Minibatch",
     "Observation",
     "Setting",
+    "Spectra",
     "Stable",
     "Stationary",
+    "start_spectra",
+    "survey",
+    "widen_spectra",
 ]

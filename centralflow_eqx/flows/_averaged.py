@@ -12,8 +12,8 @@ from ..complementarity import RESULTS
 from ..curvature import LocalModel, fourth_derivatives
 from ..oscillation import Oscillation, Point, modes, oscillate
 from ..response import State, Vector, apply_columns, relax
-from ._base import STOP, AbstractProcess, Observation, Setting, flow_refusal
-from ._spectra import Spectra, common_series, start_spectra, track_raw, widen_spectra
+from ._base import STOP, AbstractProcess, Observation, Setting, Spectra, flow_refusal
+from ._spectra import common_series, track_raw, widen_spectra
 
 S = TypeVar("S")
 
@@ -47,12 +47,12 @@ class AbstractAveragedFlow(AbstractProcess):
     def refusal(self) -> str:
         return flow_refusal(self.setting)
 
-    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> AveragedState:
+    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> AveragedState:
         setting, dt = self.setting, 1 / self.setting.substeps
         grad = jax.grad(setting.loss)(w)
         start = setting.rate.start(setting.response, relax(s, w), grad, w, dt)
         anything = jnp.asarray(jnp.inf, w.dtype)
-        return AveragedState(w, start, start_spectra(setting, w, capacity, key), anything)
+        return AveragedState(w, start, spectra, anything)
 
     def step(
         self, state: AveragedState, observed: Bool[Array, ""]

@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..curvature import EigenTracker, LocalModel, Loss, local_model
+from ..curvature import Eigenpairs, EigenTracker, LocalModel, Loss, local_model
 from ..oscillation import Modes
 from ..response import Response, State, Vector
 from ..state_rate import AbstractStateRate, Backward
@@ -84,6 +84,23 @@ def flow_refusal(setting: Setting) -> str:
     return ""
 
 
+class Spectra(eqx.Module):
+    """Tracked eigenpairs of the effective Hessian and of the Hessian itself.
+
+    `raw` is absent where the two differ by a scalar factor only, or where there is no effective
+    Hessian and the other takes its place.
+    """
+
+    effective: Eigenpairs
+    raw: Eigenpairs | None
+
+    @property
+    def products(self) -> Array:
+        """Hessian-vector products of the last solves."""
+        raw = 0 if self.raw is None else self.raw.products
+        return self.effective.products + raw
+
+
 class AbstractProcess(eqx.Module):
     """Something that evolves in optimizer steps from given weights and optimizer state.
 
@@ -97,8 +114,11 @@ class AbstractProcess(eqx.Module):
         """Why the setting's rule has no such process, empty if it has."""
 
     @abc.abstractmethod
-    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> Any:
-        """The state at weights `w` and the optimizer's own state `s` before its step there."""
+    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> Any:
+        """The state at weights `w` and the optimizer's own state `s` before its step there.
+
+        `spectra` are those at `w`, or unsolved ones; `key` is for what a process draws.
+        """
 
     @abc.abstractmethod
     def step(self, state: Any, observed: Bool[Array, ""]) -> tuple[Any, Observation]:

@@ -8,25 +8,8 @@ import lineax as lx
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from ..curvature import Eigenpairs, EigenTracker, LocalModel, unsolved, widen
-from ..response import State, Vector
-from ._base import Setting
-
-
-class Spectra(eqx.Module):
-    """Tracked eigenpairs of the effective Hessian and of the Hessian itself.
-
-    `raw` is absent where the two differ by a scalar factor only, or where there is no effective
-    Hessian and the other takes its place.
-    """
-
-    effective: Eigenpairs
-    raw: Eigenpairs | None
-
-    @property
-    def products(self) -> Array:
-        """Hessian-vector products of the last solves."""
-        raw = 0 if self.raw is None else self.raw.products
-        return self.effective.products + raw
+from ..response import State, Vector, relax
+from ._base import Setting, Spectra
 
 
 def start_spectra(setting: Setting, w: Vector, capacity: int, key: PRNGKeyArray) -> Spectra:
@@ -40,6 +23,14 @@ def widen_spectra(spectra: Spectra, capacity: int) -> Spectra:
     """Room for `capacity` eigenpairs in each spectrum."""
     raw = None if spectra.raw is None else widen(spectra.raw, capacity)
     return Spectra(widen(spectra.effective, capacity), raw)
+
+
+def survey(setting: Setting, w: Vector, s: State, spectra: Spectra) -> Spectra:
+    """Both spectra where processes start, at `w` with the optimizer's own state `s`."""
+    model = setting.local_model(w)
+    post = relax(setting.response.rule.update(model.grad, s, w)[1], w)
+    gain = setting.response.gain(post, w)
+    return track_for_record(setting, model, gain, spectra, jnp.asarray(True))
 
 
 def track_raw(

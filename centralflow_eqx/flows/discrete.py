@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from ..response import State, Vector, relax
-from ._base import STOP, AbstractProcess, Observation, Setting
+from ._base import STOP, AbstractProcess, Observation, Setting, Spectra
 from ._registry import PROCESSES
-from ._spectra import Spectra, common_series, start_spectra, track_for_record, widen_spectra
+from ._spectra import common_series, track_for_record, widen_spectra
 
 
 class DiscreteState(eqx.Module):
@@ -27,8 +27,8 @@ class Discrete(AbstractProcess):
     def refusal(self) -> str:
         return ""
 
-    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> DiscreteState:
-        return DiscreteState(w, s, start_spectra(self.setting, w, capacity, key))
+    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> DiscreteState:
+        return DiscreteState(w, s, spectra)
 
     def step(
         self, state: DiscreteState, observed: Bool[Array, ""]

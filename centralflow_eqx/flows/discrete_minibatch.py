@@ -3,13 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from ..response import State, Vector, relax
-from ._base import STOP, AbstractProcess, Observation, Setting
+from ._base import STOP, AbstractProcess, Observation, Setting, Spectra
 from ._registry import PROCESSES
-from ._spectra import Spectra, common_series, start_spectra, track_for_record, widen_spectra
+from ._spectra import common_series, track_for_record, widen_spectra
 
 
 class MinibatchState(eqx.Module):
@@ -36,10 +35,8 @@ class DiscreteMinibatch(AbstractProcess):
             return "there are no mini-batches: give their size, `minibatch.size` in a spec"
         return ""
 
-    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> MinibatchState:
-        order, spectra = jr.split(key)
-        started = start_spectra(self.setting, w, capacity, spectra)
-        return MinibatchState(w, s, started, jnp.zeros((), jnp.int32), order)
+    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> MinibatchState:
+        return MinibatchState(w, s, spectra, jnp.zeros((), jnp.int32), key)
 
     def step(
         self, state: MinibatchState, observed: Bool[Array, ""]

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from ..response import State, Vector, relax
-from ._base import STOP, AbstractProcess, Observation, Setting
+from ._base import STOP, AbstractProcess, Observation, Setting, Spectra
 from ._registry import PROCESSES
-from ._spectra import Spectra, common_series, start_spectra, track_for_record, widen_spectra
+from ._spectra import common_series, track_for_record, widen_spectra
 
 
 class MidpointState(eqx.Module):
@@ -33,10 +33,10 @@ class Midpoint(AbstractProcess):
     def refusal(self) -> str:
         return ""
 
-    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> MidpointState:
+    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> MidpointState:
         # NaN marks that nothing came before the first iterate.
         before = jnp.full_like(w, jnp.nan)
-        return MidpointState(before, w, s, start_spectra(self.setting, w, capacity, key))
+        return MidpointState(before, w, s, spectra)
 
     def step(
         self, state: MidpointState, observed: Bool[Array, ""]

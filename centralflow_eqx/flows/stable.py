@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from ..response import State, Vector, relax
-from ._base import STOP, AbstractProcess, Observation, Setting, flow_refusal
+from ._base import STOP, AbstractProcess, Observation, Setting, Spectra, flow_refusal
 from ._registry import PROCESSES
-from ._spectra import Spectra, common_series, start_spectra, track_for_record, widen_spectra
+from ._spectra import common_series, track_for_record, widen_spectra
 
 
 class StableState(eqx.Module):
@@ -37,11 +37,11 @@ class Stable(AbstractProcess):
     def refusal(self) -> str:
         return flow_refusal(self.setting)
 
-    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> StableState:
+    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> StableState:
         setting = self.setting
         grad = jax.grad(setting.loss)(w)
         post = setting.rate.start(setting.response, relax(s, w), grad, w, 0.0)
-        return StableState(w, post, start_spectra(self.setting, w, capacity, key))
+        return StableState(w, post, spectra)
 
     def step(
         self, state: StableState, observed: Bool[Array, ""]

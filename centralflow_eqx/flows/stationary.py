@@ -12,9 +12,9 @@ from ..oscillation import Oscillation, pair_weights
 from ..response import State, Vector, relax
 from ..stationary import StationaryState, solve_stationary, stationary_refusal
 from ._averaged import observe_averaged, scan_substeps
-from ._base import AbstractProcess, Observation, Setting, flow_refusal
+from ._base import AbstractProcess, Observation, Setting, Spectra, flow_refusal
 from ._registry import PROCESSES
-from ._spectra import Spectra, start_spectra, track_raw, widen_spectra
+from ._spectra import track_raw, widen_spectra
 
 _TOLERANCE = 1e-4  # of the state, far below the error of an Euler step
 
@@ -41,10 +41,10 @@ class Stationary(AbstractProcess):
         structure = self.setting.response.structure
         return flow_refusal(self.setting) or stationary_refusal(structure)
 
-    def init(self, w: Vector, s: State, capacity: int, key: PRNGKeyArray) -> StationaryFlowState:
+    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> StationaryFlowState:
         setting = self.setting
         post = setting.response.advance(relax(s, w), jax.grad(setting.loss)(w), w)
-        return StationaryFlowState(w, post, start_spectra(setting, w, capacity, key))
+        return StationaryFlowState(w, post, spectra)
 
     def step(
         self, state: StationaryFlowState, observed: Bool[Array, ""]
