@@ -93,7 +93,9 @@ def test_a_run_ends_after_the_row_that_meets_a_goal(run, tmp_path, capsys):
     for process, loss in losses.items():
         np.testing.assert_array_equal(loss[:5], whole[process][:5])
         assert np.all(np.isnan(loss[5:]))
-    assert "stopped at step 4: " in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "stopped at step 4: " in told.err
+    assert "It ended at its goal, step 4: " in told.out
     assert (tmp_path / "runs" / "small" / "report.html").exists()
 
 

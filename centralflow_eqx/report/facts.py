@@ -152,9 +152,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Facts:
-    """What `describe` puts in words."""
+    """What `describe` puts in words; `goal` is what ended the run early, empty if nothing did."""
 
     status: str
+    goal: str
     processes: tuple[str, ...]
     recorded: int
     rows: int
@@ -188,6 +189,7 @@ def gather(run: Run) -> Facts:
     counts = oscillating(run)[written].sum(axis=1)
     return Facts(
         status=str(run.attributes.get("status", "unknown")),
+        goal=str(run.attributes.get("stop_goal", "")),
         processes=tuple(run.series),
         recorded=int(written.sum()),
         rows=run.steps.size,

@@ -41,6 +41,8 @@ def _happened(facts: Facts) -> Iterator[str]:
         f"The run ({', '.join(facts.processes)}) recorded {facts.recorded} of {facts.rows} rows, "
         f"steps {facts.first_step} to {facts.last_step}; status: {facts.status}."
     )
+    if facts.goal:
+        yield f"It ended at its goal, {facts.goal}."
     yield from _about_edges(facts)
     if "central" in facts.processes:
         if facts.most_oscillating:
