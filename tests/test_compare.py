@@ -10,8 +10,8 @@ import yaml
 
 from centralflow_eqx.errors import InputError
 from centralflow_eqx.recorder import Recorder
-from centralflow_eqx.report import smooth, summarise_comparison, write_comparison
-from centralflow_eqx.report._data import load_run
+from centralflow_eqx.report import summarise_comparison, write_comparison
+from centralflow_eqx.report._data import load_run, trend
 from centralflow_eqx.report._labels import labels, shortened
 from centralflow_eqx.report._outcomes import outcomes
 from centralflow_eqx.report._overlay import OVERLAYS, members, relative_distance
@@ -231,7 +231,7 @@ def test_overlaid_losses(run_dirs):
     run = load_run(run_dirs[1])
     loss = run.series["discrete"]["train_loss"]
     np.testing.assert_array_equal(discrete.y[:EDGE], loss[:EDGE])
-    np.testing.assert_allclose(discrete.y[EDGE:], smooth(loss[EDGE:], 3.0))
+    np.testing.assert_allclose(discrete.y[EDGE:], trend(loss[EDGE:], 3.0))
     np.testing.assert_array_equal(predicted.y, run.series["central"]["predicted_loss"])
     assert discrete.colour == predicted.colour == PALETTE[1]
     assert discrete.look.dash == () != predicted.look.dash

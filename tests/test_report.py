@@ -26,7 +26,7 @@ from centralflow_eqx.report._chart import (
     chart,
     families,
 )
-from centralflow_eqx.report._data import Run, load_run, ranges, smooth
+from centralflow_eqx.report._data import Run, load_run, ranges, smooth, trend
 from centralflow_eqx.report._edge import find_edge, smoothed
 from centralflow_eqx.report._images import write_images
 from centralflow_eqx.report._interactive import division
@@ -154,6 +154,26 @@ def test_smoothing_removes_oscillation_of_period_two():
 def test_smoothing_wider_than_the_run():
     values = np.arange(7.0)
     np.testing.assert_allclose(smooth(values, 1e6), values.mean(), rtol=1e-6)
+    np.testing.assert_allclose(trend(values, 1e6), values, atol=1e-9)
+
+
+def test_trends_are_not_shifted_at_ends_and_gaps():
+    line = 5 - 0.1 * np.arange(60)
+    values = np.stack([line, np.where(np.abs(np.arange(60) - 30) < 4, np.nan, line)], axis=1)
+    np.testing.assert_allclose(trend(values, 5.0), values, atol=1e-12)
+    assert np.abs(smooth(values, 5.0) - values)[0].min() > 0.3
+    noisy = line + 0.1 * (-1.0) ** np.arange(60)
+    np.testing.assert_allclose(trend(noisy, 5.0)[25:-25], smooth(noisy, 5.0)[25:-25], atol=1e-3)
+    np.testing.assert_allclose(trend(noisy, 5.0), line, atol=0.03)
+
+
+def test_trends_stay_within_their_values():
+    rising = np.exp(np.arange(60) / 5.0)
+    found = trend(rising, 6.0)
+    assert found.min() == rising.min() and found.max() <= rising.max()
+    alone = np.array([np.nan, 2.0, np.nan])
+    np.testing.assert_array_equal(trend(alone, 1.0), alone)
+    np.testing.assert_array_equal(trend(np.full(3, np.nan), 1.0), np.full(3, np.nan))
 
 
 def test_smoothing_starts_at_the_edge(run_dir, facts):
@@ -162,7 +182,7 @@ def test_smoothing_starts_at_the_edge(run_dir, facts):
     edge = facts.edges[0].row
     result = smoothed(run, loss)
     assert np.isnan(result[:edge]).all()
-    np.testing.assert_allclose(result[edge:], smooth(loss[edge:], 6.0), rtol=1e-12)
+    np.testing.assert_allclose(result[edge:], trend(loss[edge:], 6.0), rtol=1e-12)
 
 
 def test_ranges():
@@ -507,7 +527,7 @@ def test_loss_chart(run_dir, facts):
     np.testing.assert_array_equal(shown["discrete"].y, discrete)
     average = shown["discrete, smoothed"].y
     assert np.isnan(average[:edge]).all()
-    np.testing.assert_allclose(average[edge:], smooth(discrete[edge:], 6.0))
+    np.testing.assert_allclose(average[edge:], trend(discrete[edge:], 6.0))
     predicted = shown["central, predicted time average"]
     np.testing.assert_array_equal(predicted.y, run.series["central"]["predicted_loss"])
     np.testing.assert_array_equal(predicted.x, np.arange(T))
@@ -573,7 +593,7 @@ def test_coordinate_charts():
     assert len(grads) == len(averages) == 4 * 3
     np.testing.assert_array_equal(grads["weight 3, discrete"].y, values[:, 1])
     average = grads["weight 3, discrete, smoothed"].y
-    np.testing.assert_allclose(average, smooth(values[:, 1], 5.0))
+    np.testing.assert_allclose(average, trend(values[:, 1], 5.0))
     np.testing.assert_array_equal(grads["weight 9, predicted"].y, 3 * values[:, 3])
     np.testing.assert_array_equal(averages["weight 7, discrete"].y, 2 * values[:, 0])
     np.testing.assert_array_equal(averages["weight 1, central"].y, 4 * values[:, 2])

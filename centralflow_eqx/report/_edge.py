@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ._data import Run, smooth
+from ._data import Run, trend
 
 EDGE_ROWS = 10
 """Rows over which the median of the largest eigenvalue must stay near 2."""
@@ -87,7 +87,7 @@ def smoothed(
     first = 0 if process == "discrete_minibatch" else first_oscillating_row(run)
     after = values.copy()
     after[:first] = np.nan
-    return smooth(after, run.smoothing)
+    return trend(after, run.smoothing)
 
 
 def oscillating(run: Run, flow: str | None = None) -> Bool[np.ndarray, "T k"]:
