@@ -12,7 +12,7 @@ from centralflow_eqx.errors import InputError
 from centralflow_eqx.recorder import Recorder
 from centralflow_eqx.report import summarise_comparison, write_comparison
 from centralflow_eqx.report._data import load_run, trend
-from centralflow_eqx.report._labels import labels, shortened
+from centralflow_eqx.report._labels import LONGEST, labels, shortened
 from centralflow_eqx.report._outcomes import outcomes
 from centralflow_eqx.report._overlay import OVERLAYS, members, relative_distance
 from centralflow_eqx.report._style import PALETTE, distinct
@@ -159,7 +159,7 @@ def test_names_stand_for_keys_that_a_figure_has_no_room_for():
 
 def test_labels_too_long_for_a_figure_stay_different(run_dirs):
     assert shortened("a" * 30 + "b" * 30, 20) == "a" * 10 + "..." + "b" * 7
-    assert shortened("x" * 44) == "x" * 44
+    assert shortened("x" * LONGEST) == "x" * LONGEST
     middle = [f"{'a' * 40}{i}{'z' * 40}" for i in range(3)]
     names = [member.short for member in together(run_dirs, middle)]
     assert [name[-3:] for name in names] == [" #1", " #2", " #3"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..spec.document import parse
 
-LONGEST = 44  # letters of a label in a figure
+LONGEST = 40  # letters of a label in a figure or a terminal
 
 # Where a run went and how it was computed; told only if nothing else differs.
 _HOUSEKEEPING = (

@@ -19,7 +19,6 @@ _HEAT_MAP = (
     "Distance between final weights",
     "Euclidean distance between the weights with which the runs ended.",
 )
-_LONGEST_CELL = 32  # letters in a terminal
 
 
 def write_comparison(run_dirs: Sequence[Path], out_dir: Path, title: str) -> Path:
@@ -55,7 +54,7 @@ def summarise_comparison(run_dirs: Sequence[Path]) -> str:
     if not run_dirs:
         return "There is no run to compare."
     table = brief(outcomes(_load(run_dirs)))
-    rows = [[shortened(cell, _LONGEST_CELL) for cell in row] for row in table]
+    rows = [[shortened(cell) for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
