@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from centralflow_eqx.errors import NumericalStop
@@ -122,7 +123,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tracking", description=__doc__)
     parser.add_argument("specs", nargs="*", type=Path, metavar="SPEC")
     paths = parser.parse_args().specs or sorted(SPECS.glob("digits_*.yaml"))
-    print(table(HEADER, [cells(track(path)) for path in paths]))
+    rows = []
+    for path in paths:
+        rows.append(cells(track(path)))
+        print(*rows[-1], sep="  ", flush=True)
+        jax.clear_caches()  # compiled programs of many specs would fill the memory
+    print("\n" + table(HEADER, rows))
 
 
 if __name__ == "__main__":
