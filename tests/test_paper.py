@@ -155,14 +155,14 @@ def test_slow_statistics_leave_the_stabilisation_to_curvature(run):
 
 def test_the_stationary_preconditioner_tends_to_the_least_stable_one(run):
     members, ratios = run("stationary_preconditioner"), []
-    for lr in ("0.001", "0.002", "0.004", "0.008"):
+    for lr in ("0.0005", "0.001", "0.002", "0.004"):
         series = {
             name: members[f"lr={lr}"][f"midpoint/stationary/efficacy_{name}"]
             for name in ("stationary", "stability")
         }
         ratios.append(np.nanmean(series["stationary"] / series["stability"]))
     assert np.all(np.diff(ratios) > 0)
-    assert ratios[-1] > 0.8 and ratios[0] < 0.5 * ratios[-1]
+    assert ratios[-1] > 0.7 and ratios[0] < 0.3 * ratios[-1]
 
 
 def test_the_flow_says_where_it_fails(run):
