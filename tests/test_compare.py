@@ -270,6 +270,20 @@ def test_sharpness_of_a_run_without_a_flow(tmp_path, run_dirs):
     assert chart.curves[1].y[3] == 2
 
 
+def test_stationary_and_least_stable_preconditioners(run_dirs):
+    (overlay,) = (overlay for overlay in OVERLAYS if overlay.name == "stationary_efficacy")
+    runs = together(run_dirs)
+    assert overlay.chart(runs) is None
+    known = np.arange(30) % 10 == 0
+    for kind, value in (("stationary", 1.5), ("stability", 2.0)):
+        values = np.where(known, value, np.nan)
+        runs[1].run.series["midpoint"][f"stationary/efficacy_{kind}"] = values
+    (curve,) = overlay.chart(runs).curves
+    np.testing.assert_array_equal(curve.x, [0, 10, 20])
+    np.testing.assert_array_equal(curve.y, np.full(3, 0.75))
+    assert curve.colour == PALETTE[1]
+
+
 def test_other_overlays(run_dirs):
     path = overlaid(run_dirs, "loss_sharpness").curves[1]
     np.testing.assert_array_equal(path.x, np.full(30, 5.0))

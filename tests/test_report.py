@@ -632,6 +632,8 @@ def test_preconditioner_charts_draw_through_rows_that_were_not_computed():
         "only stability": {3.0},
         "best scalar": {4.0},
     }
+    run.series["midpoint"] = run.series.pop("central")
+    assert drawn(run, "efficacy").curves[0].name == "midpoint, actual"
 
 
 def test_step_size_and_stabilisation_charts():

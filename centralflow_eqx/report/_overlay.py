@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from . import _style as style
-from ._chart import Chart, Reference, Strand, families
+from ._chart import Chart, Reference, Strand, families, through_gaps
 from ._data import FLOWS, Run
 from ._edge import first_oscillating_row, smoothed
 from ._labels import numbered, shortened
@@ -145,6 +145,14 @@ def _loss_and_sharpness(run: Run) -> Iterator[_Track]:
         yield _Track(process, style.called(process), sharpness, loss)
 
 
+def _share_of_stability(run: Run) -> Iterator[_Track]:
+    process = flow_first(run, "stationary/efficacy_stability")
+    if process is not None:
+        series = run.series[process]
+        share = series["stationary/efficacy_stationary"] / series["stationary/efficacy_stability"]
+        yield _Track(process, style.called(process), *through_gaps(run.steps, share))
+
+
 def _closeness(run: Run) -> Iterator[_Track]:
     values = relative_distance(run)
     if values is not None:
@@ -221,6 +229,15 @@ OVERLAYS = (
         "The step size by which the optimizer multiplies the gradient.",
         "effective step size",
         _steps_of_iterates_and_flow,
+    ),
+    Overlay(
+        "stationary_efficacy",
+        "Stationary preconditioner against the least stable one",
+        "Speed g^T P^-1 g at which the loss falls under the stationary preconditioner P, relative "
+        "to the P that only stability asks for: near 1 the two are alike.",
+        "relative efficacy",
+        _share_of_stability,
+        log_y=False,
     ),
     Overlay(
         "loss_sharpness",

@@ -78,7 +78,7 @@ def stationary_cosine(run: Run) -> Chart | None:
 
 def efficacy(run: Run) -> Chart | None:
     """Speed at which four preconditioners reduce the loss."""
-    process = next((p for p in (*run.flows(), "discrete") if _has_efficacy(run, p)), None)
+    process = next((p for p in (*run.flows(), *run.series) if _has_efficacy(run, p)), None)
     kinds = (
         ("", f"{process}, actual", style.VERMILION, style.FULL),
         ("_stationary", "stationary", style.BLUE, style.PREDICTED),
