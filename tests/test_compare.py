@@ -284,6 +284,15 @@ def test_stationary_and_least_stable_preconditioners(run_dirs):
     assert curve.colour == PALETTE[1]
 
 
+def test_shares_of_the_stabilisation(run_dirs):
+    (overlay,) = (overlay for overlay in OVERLAYS if overlay.name == "stabilisation")
+    runs = together(run_dirs)
+    assert overlay.chart(runs) is None
+    runs[1].run.series["central"]["stabilised_by_state"] = np.full(30, 0.4)
+    (curve,) = overlay.chart(runs).curves
+    np.testing.assert_array_equal(curve.y, np.full(30, 0.4))
+
+
 def test_other_overlays(run_dirs):
     path = overlaid(run_dirs, "loss_sharpness").curves[1]
     np.testing.assert_array_equal(path.x, np.full(30, 5.0))

@@ -231,6 +231,15 @@ OVERLAYS = (
         _steps_of_iterates_and_flow,
     ),
     Overlay(
+        "stabilisation",
+        "What stabilises",
+        "The share that the optimizer's state has in keeping the flow stable, by adapting; moving to "
+        "flatter regions does the rest.",
+        "share done by the optimizer's state",
+        _recorded("stabilised_by_state"),
+        log_y=False,
+    ),
+    Overlay(
         "stationary_efficacy",
         "Stationary preconditioner against the least stable one",
         "Speed g^T P^-1 g at which the loss falls under the stationary preconditioner P, relative "
