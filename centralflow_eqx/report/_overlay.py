@@ -233,8 +233,8 @@ OVERLAYS = (
     Overlay(
         "stabilisation",
         "What stabilises",
-        "The share that the optimizer's state has in keeping the flow stable, by adapting; moving to "
-        "flatter regions does the rest.",
+        "The share that the optimizer's state has in keeping the flow stable, by adapting; moving "
+        "to flatter regions does the rest.",
         "share done by the optimizer's state",
         _recorded("stabilised_by_state"),
         log_y=False,
