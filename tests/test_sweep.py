@@ -1,5 +1,6 @@
 """Several runs from one spec: expansion, checks, restarts, and the comparison at the end."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -456,16 +457,28 @@ def test_run_runs_all_members_and_a_numerical_stop_keeps_none_from_running(spec,
     assert (plan.folder / "report.html").exists()
 
 
-def command(*arguments):
-    """A process of ours, in the working directory."""
-    root = Path(centralflow_eqx.__file__).parents[1]
-    return subprocess.Popen(
-        [sys.executable, "-m", "centralflow_eqx", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(root)},
-    )
+@pytest.fixture
+def command():
+    """Starts processes of ours in the working directory, which do not outlive the test."""
+    root, started = Path(centralflow_eqx.__file__).parents[1], []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "centralflow_eqx", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(root)},
+            # Jobs in a shell's background ignore Ctrl-C, and what they start inherits that.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def wait_for(condition, seconds=300.0):
@@ -494,7 +507,7 @@ def children(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-def test_a_killed_sweep_goes_on_where_it_stopped(spec):
+def test_a_killed_sweep_goes_on_where_it_stopped(spec, command):
     """The second member would take for ever; killed, it is run again and the first is not."""
     sweep = "sweep:\n  list:\n  - {name: a}\n  - {name: b, steps: %d}\n"
     a, b = spec(sweep % 10**6).specs
@@ -520,7 +533,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(spec):
     assert (b.run_dir.parent / "report.html").exists()
 
 
-def test_ctrl_c_ends_the_running_members(spec):
+def test_ctrl_c_ends_the_running_members(spec, command):
     a, b = spec("sweep:\n  grid: {seed: [0, 1]}\n", "steps=1000000").specs
     sweep = command("sweep", "s.yaml", "--set", "steps=1000000")
     wait_for(lambda: (a.run_dir / "metrics.jsonl").exists())
@@ -535,7 +548,7 @@ def test_ctrl_c_ends_the_running_members(spec):
     assert not b.run_dir.exists()
 
 
-def test_a_job_of_a_cluster(spec):
+def test_a_job_of_a_cluster(spec, command):
     (member,) = spec("sweep:\n  grid: {optimizer.lr: [1e8]}\n", "steps=30").specs
     sweep = command("sweep", "s.yaml", "--set", "steps=30", "--cluster", "local")
     output, error = sweep.communicate(timeout=600)
