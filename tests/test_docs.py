@@ -69,7 +69,14 @@ def test_the_tutorials_commands_print_and_leave_what_it_says(folder, monkeypatch
     assert len(list((run_dir / "figures").glob("*.png"))) >= 5
 
 
-@pytest.mark.parametrize("path", [TUTORIAL, FROM_PYTHON, ROOT / "README.md"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(TUTORIAL, id="tutorial"),
+        pytest.param(FROM_PYTHON, id="from_python", marks=pytest.mark.slow),
+        pytest.param(ROOT / "README.md", id="readme"),
+    ],
+)
 def test_python_blocks_run(path, capsys, figures, monkeypatch):
     monkeypatch.chdir(figures)
     names = {"jax": jax}
