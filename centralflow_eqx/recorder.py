@@ -50,7 +50,9 @@ QUANTITIES = {
     "effective_step": Quantity("weight^2/loss", "effective step size"),
     "eigen_residuals": Quantity("1", "relative residuals of the tracked eigenpairs"),
     "distance_moved": Quantity("weight", "distance of the weights from where the process began"),
-    "hvps": Quantity("1", "Hessian-vector products in the step"),
+    "hvps": Quantity(
+        "1", "Hessian-vector products in the step, without those of the first spectra"
+    ),
     "third_derivatives": Quantity("1", "third derivatives of the loss in the step"),
     "gradients": Quantity("1", "gradients of the loss in the step"),
     "predicted_loss": Quantity("loss", "predicted time average of the training loss"),

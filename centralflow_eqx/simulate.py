@@ -180,7 +180,7 @@ def _first_spectra(setting: Setting, w: Vector, s: State, key: PRNGKeyArray) -> 
     """The spectra where all processes start, with room for what is to be tracked there.
 
     Found once for all of them, with 2, 4, 8, ... columns until they suffice; that compiles in a
-    fraction of the time of a process.
+    fraction of the time of a process. Its products are no process's own and are not recorded.
     """
     capacity = max(2, 1 << (int(setting.tracker.initial) - 1).bit_length())
     spectra = start_spectra(setting, w, capacity, key)
