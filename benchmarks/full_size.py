@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from centralflow_eqx.errors import InputError
 from centralflow_eqx.memory import estimate_peak
@@ -29,9 +30,8 @@ from centralflow_eqx.task import Task, build_task
 from .tables import table
 
 SPECS = Path(__file__).parents[1] / "specs" / "full_size"
-SHARPNESS = 2.02
+EFFECTIVE = 2.02
 """Largest effective eigenvalue that the first step starts with: one direction is critical."""
-TRACKED = 2
 HEADER = (
     "spec",
     "parameters",
@@ -88,12 +88,20 @@ def load(path: Path, overrides: Sequence[str], folder: Path) -> tuple[Spec, Task
     return spec, build_task(spec)
 
 
+def sharpness(task: Task) -> float:
+    """The largest eigenvalue of the Hessian at the initial weights, within a percent."""
+    w = task.initial_weights
+    product = jax.jit(lambda v: jax.jvp(jax.grad(task), (w,), (v,))[1])
+    hessian = LinearOperator((w.size, w.size), product, dtype=w.dtype)
+    start = np.random.default_rng(0).standard_normal(w.size).astype(w.dtype)
+    return eigsh(hessian, 1, which="LA", v0=start, ncv=10, tol=1e-2, return_eigenvectors=False)[0]
+
+
 def measure(path: Path, overrides: Sequence[str], steps: int) -> FullSize:
     """Take `steps` central steps at the edge of stability."""
     with tempfile.TemporaryDirectory() as folder:
-        spec, task = load(path, [*overrides, "processes=[discrete]", "steps=1"], Path(folder))
-        (row,) = prepare(spec, task)
-        step_size = spec.optimizer.lr * SHARPNESS / row.series["discrete"]["eigenvalues"][0]
+        _, task = load(path, overrides, Path(folder))
+        step_size = EFFECTIVE / sharpness(task)
         chosen = [*overrides, "processes=[central]", f"steps={steps}", f"optimizer.lr={step_size}"]
         spec, task = load(path, chosen, Path(folder))
     seconds, rows = [], prepare(spec, task)
@@ -105,7 +113,8 @@ def measure(path: Path, overrides: Sequence[str], steps: int) -> FullSize:
         if len(seconds) == 1:
             first = series
     chunk = spec.memory.hvp_chunk
-    estimate = max(estimate_peak(task, task.initial_weights, TRACKED, chunk).values())
+    columns = first["eigenvalues"].size
+    estimate = max(estimate_peak(task, task.initial_weights, columns, chunk).values())
     return FullSize(
         path.stem,
         task.num_parameters,
