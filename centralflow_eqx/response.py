@@ -171,13 +171,15 @@ class Response(eqx.Module):
             return lx.DiagonalLinearOperator(scale * respond(one, zero))
 
         struct = jax.ShapeDtypeStruct(w.shape, w.dtype)
-        undecayed = lx.FunctionLinearOperator(lambda v: v - respond(zero, v) / 2, struct)
+
+        def undecayed(v: Vector) -> Vector:
+            return v - respond(zero, v) / 2
 
         def apply(q: Vector) -> Vector:
             if self.structure.decay != "general":
                 return scale * respond(q, zero)
-            tol = 10 * float(jnp.finfo(w.dtype).eps)
-            return lx.linear_solve(undecayed, respond(q, zero), lx.GMRES(rtol=tol, atol=tol)).value
+            # Derivatives of Lineax's own solves raise errors, which takes callbacks to the host.
+            return jax.lax.custom_linear_solve(undecayed, respond(q, zero), _gmres)
 
         return lx.FunctionLinearOperator(apply, struct, lx.symmetric_tag)
 
@@ -389,12 +391,22 @@ def _distance(a: Array, b: Array, scale: Array) -> Array:
     return jnp.linalg.norm(a - b) / jnp.where(size > 0, size, 1)
 
 
-def _divide(numerator: State, diagonal: State) -> State:
-    """Entry-wise solve with a diagonal operator; entries with a zero diagonal give zero."""
-    if not jax.tree.leaves(numerator):
-        return numerator
-    operator = lx.DiagonalLinearOperator(diagonal)
-    return lx.linear_solve(operator, numerator, lx.Diagonal(well_posed=False)).value
+def _divide(numerator: State, slopes: State) -> State:
+    """Entry-wise quotient, zero where a slope is zero: slopes are of order 1, or rounding."""
+
+    def divide(n: Array, slope: Array) -> Array:
+        zero = jnp.abs(slope) <= 4 * jnp.finfo(slope.dtype).eps
+        return jnp.where(zero, 0, n / jnp.where(zero, 1, slope))
+
+    return jax.tree.map(divide, numerator, slopes)
+
+
+def _gmres(product: Callable[[Vector], Vector], b: Vector) -> Vector:
+    """The solution of a linear system to rounding, NaN where there is none."""
+    operator = lx.FunctionLinearOperator(product, jax.ShapeDtypeStruct(b.shape, b.dtype))
+    tol = 10 * float(jnp.finfo(b.dtype).eps)
+    solution = lx.linear_solve(operator, b, lx.GMRES(rtol=tol, atol=tol), throw=False)
+    return jnp.where(solution.result == lx.RESULTS.successful, solution.value, jnp.nan)
 
 
 def _scale(factor: float, tree: State) -> State:

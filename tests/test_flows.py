@@ -1,13 +1,27 @@
 """Flows as time steppers: accuracy in the step, compilation, the smooth flow."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
-from _losses import Quadratic, TinyMLP, quick_compilation, symmetric  # noqa: F401
+from _losses import (
+    MatrixDecay,
+    Quadratic,
+    TinyMLP,
+    flat_rule,
+    quick_compilation,  # noqa: F401
+    symmetric,
+    warm_state,
+)
 
+from centralflow_eqx.curvature import EigenTracker
+from centralflow_eqx.flows import PROCESSES, Setting, start_spectra
 from centralflow_eqx.optimizers import GD, RMSProp
+from centralflow_eqx.response import derive
 from centralflow_eqx.simulate import FlowOptions, simulate
+from centralflow_eqx.state_rate import Exponential
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 
@@ -28,6 +42,30 @@ def compilations():
 
 def tiny_weights(scale=1.0):
     return jnp.asarray(scale * np.random.default_rng(3).normal(size=TinyMLP.SIZE))
+
+
+DECAYED = MatrixDecay(GD(0.1), symmetric(np.linspace(0, 0.3, TinyMLP.SIZE)))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name"),
+    [*((RMSProp(0.02, 0.9), name) for name in PROCESSES.names()), (DECAYED, "central")],
+)
+def test_no_process_calls_back_to_the_host(optimizer, name):
+    # Callbacks hold the device up, and programs that have one stay out of JAX's compilation cache.
+    loss, rule, key = TinyMLP.make(), flat_rule(optimizer), jr.key(0)
+    w, grad, s = warm_state(rule, TinyMLP.SIZE)
+    setting = Setting(
+        loss,
+        derive(rule, s, w, grad, key),
+        Exponential(),
+        EigenTracker(),
+        minibatch=lambda w, number, key: loss(w),
+    )
+    process = PROCESSES[name](setting)
+    state = process.init(w, s, start_spectra(setting, w, 2, key), key)
+    program = eqx.filter_jit(process.step).lower(state, jnp.asarray(True)).as_text()
+    assert "stablehlo.while" in program and "callback" not in program
 
 
 def test_everything_is_compiled_by_the_first_row(compilations):

@@ -82,15 +82,19 @@ class Stable(AbstractProcess):
     ) -> tuple[tuple[Vector, State], Array, Array]:
         """One unit of time: `((w, s), gradients evaluated, failed)`."""
         tol = 1e-6 if w.dtype == jnp.float64 else 1e-4
+        # Tsit5 is stable on the negative real axis down to about -3.
+        longest = 3 / jnp.maximum(sharpness, 1e-6)
         solution = dfx.diffeqsolve(
             dfx.ODETerm(self._velocity),
             dfx.Tsit5(),
             t0=0.0,
             t1=1.0,
-            # Tsit5 is stable on the negative real axis down to about -3.
-            dt0=jnp.minimum(1.0, 2 / jnp.maximum(sharpness, 1e-6)).astype(w.dtype),
+            # Diffrax would check a dt0 that is not known at compile time by a host callback.
+            dt0=1.0,
             y0=(w, post),
-            stepsize_controller=dfx.PIDController(rtol=tol, atol=1e-2 * tol),
+            stepsize_controller=dfx.PIDController(
+                rtol=tol, atol=1e-2 * tol, dtmax=longest.astype(w.dtype)
+            ),
             max_steps=self.max_substeps,
             adjoint=dfx.DirectAdjoint(),
             throw=False,
