@@ -17,8 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Array
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from centralflow_eqx.errors import InputError
@@ -91,8 +93,12 @@ def load(path: Path, overrides: Sequence[str], folder: Path) -> tuple[Spec, Task
 def sharpness(task: Task) -> float:
     """The largest eigenvalue of the Hessian at the initial weights, within a percent."""
     w = task.initial_weights
-    product = jax.jit(lambda v: jax.jvp(jax.grad(task), (w,), (v,))[1])
-    hessian = LinearOperator((w.size, w.size), product, dtype=w.dtype)
+
+    @eqx.filter_jit
+    def product(loss: Task, v: Array) -> Array:
+        return jax.jvp(jax.grad(loss), (w,), (v,))[1]
+
+    hessian = LinearOperator((w.size, w.size), lambda v: product(task, v), dtype=w.dtype)
     start = np.random.default_rng(0).standard_normal(w.size).astype(w.dtype)
     return eigsh(hessian, 1, which="LA", v0=start, ncv=10, tol=1e-2, return_eigenvectors=False)[0]
 

@@ -7,19 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jaxtyping import Array, Float, PyTree
 
 from centralflow_eqx.optimizers import AbstractOptimizer
 from centralflow_eqx.response import Rule, relax
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Tests that import this spend half the time: they compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def orthogonal(d: int, seed: int = 0) -> np.ndarray:

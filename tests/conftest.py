@@ -5,7 +5,15 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_compiled_programs():
-    """Hundreds of compiled programs in one process exhaust its memory maps."""
-    yield
+def compilation(request):
+    """Half the compiler's time for modules that compile much and compute little: all but a few.
+
+    Environment variables reach the processes that tests start. Programs are forgotten after every
+    module, because hundreds of them in one process exhaust its memory maps.
+    """
+    quick = request.node.get_closest_marker("optimized") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(quick))
+        yield
     jax.clear_caches()

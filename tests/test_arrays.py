@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-from _losses import TinyMLP, quick_compilation  # noqa: F401
+from _losses import TinyMLP
 
 from centralflow_eqx.arrays import collect, open_run
 from centralflow_eqx.cli import main

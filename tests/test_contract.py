@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _losses import quick_compilation, symmetric  # noqa: F401
+from _losses import symmetric
 from _rules import RULES, SHAPES, D, after, example, tree, unravel
 from jax.flatten_util import ravel_pytree
 

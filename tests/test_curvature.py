@@ -11,7 +11,6 @@ from _losses import (
     Quadratic,
     TinyMLP,
     orthogonal,
-    quick_compilation,  # noqa: F401
     symmetric,
 )
 

@@ -9,7 +9,6 @@ import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
-from _losses import quick_compilation  # noqa: F401
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.spec import load_spec

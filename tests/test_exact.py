@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from _losses import quick_compilation  # noqa: F401
 from jaxtyping import Array, Float
 
 from centralflow_eqx.curvature import EigenTracker, local_model, unsolved

@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from _losses import quick_compilation  # noqa: F401
 
 from centralflow_eqx.explain import explain
 from centralflow_eqx.spec import load_spec

@@ -11,7 +11,6 @@ from _losses import (
     Quadratic,
     TinyMLP,
     flat_rule,
-    quick_compilation,  # noqa: F401
     symmetric,
     warm_state,
 )

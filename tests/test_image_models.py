@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _losses import quick_compilation  # noqa: F401
 from _models import SQUARE, Case, small_task
 from jax.extend.core import jaxprs_in_params
 from scipy.signal import correlate

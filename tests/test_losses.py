@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _losses import quick_compilation  # noqa: F401
 
 from centralflow_eqx.losses import MSE, CrossEntropy, counted
 

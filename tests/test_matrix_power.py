@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from _losses import orthogonal, quick_compilation, symmetric  # noqa: F401
+from _losses import orthogonal, symmetric
 
 from centralflow_eqx.optimizers._matrix_power import inverse_power
 

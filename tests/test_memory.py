@@ -12,6 +12,8 @@ from centralflow_eqx.memory import estimate_peak, peak_bytes, warning
 from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.task import Memory, Task
 
+pytestmark = pytest.mark.optimized
+
 COLUMNS = 4
 
 

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _losses import quick_compilation  # noqa: F401
 from jaxtyping import Array, Float, Int
 
 from centralflow_eqx.data import Dataset

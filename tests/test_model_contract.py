@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _losses import quick_compilation  # noqa: F401
 from _models import CASES, by_leaf, small_task
 
 from centralflow_eqx.curvature import third_derivative

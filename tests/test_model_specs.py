@@ -13,6 +13,8 @@ from benchmarks.full_size import load
 from centralflow_eqx.cli import main
 from centralflow_eqx.models import MODELS
 
+pytestmark = pytest.mark.optimized
+
 SPECS = Path(__file__).parents[1] / "specs"
 SMALL = sorted(path.stem for path in (SPECS / "models").glob("*.yaml"))
 FULL = sorted(path.stem for path in (SPECS / "full_size").glob("*.yaml"))

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _losses import quick_compilation  # noqa: F401
 from jaxtyping import Array, Float
 
 from centralflow_eqx.optimizers import (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _losses import TinyMLP, quick_compilation  # noqa: F401
+from _losses import TinyMLP
 
 from centralflow_eqx.optimizers import (
     GD,

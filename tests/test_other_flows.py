@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from _losses import TinyMLP, quick_compilation  # noqa: F401
+from _losses import TinyMLP
 
 from centralflow_eqx.data import Dataset
 from centralflow_eqx.errors import UnsupportedRule

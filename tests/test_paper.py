@@ -15,7 +15,7 @@ from centralflow_eqx.spec import load_plan
 
 SPECS = Path(__file__).parents[1] / "specs" / "paper"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimized]
 
 
 @pytest.fixture(scope="module")

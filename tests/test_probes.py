@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from _conic import least_stable, stationary_average
-from _losses import Quadratic, TinyMLP, quick_compilation, symmetric  # noqa: F401
+from _losses import Quadratic, TinyMLP, symmetric
 
 from centralflow_eqx.curvature import EigenTracker, local_model, unsolved
 from centralflow_eqx.errors import UnsupportedRule

@@ -74,8 +74,10 @@ def series(rows, process, name):
 def test_the_optimizer_is_the_same(run):
     reference, rows = run
     weights = np.stack([rows[i].weights["discrete"] for i in reference["discrete_rows"]])
-    # Beyond the edge of stability rounding errors grow by oscillating, hence not to 1e-15.
-    np.testing.assert_allclose(weights, reference["discrete_weights"], rtol=0, atol=1e-9)
+    off = np.abs(weights - reference["discrete_weights"]).max(1)
+    assert off[1] < 1e-13
+    # Beyond the edge of stability rounding errors grow by oscillating, to 2e-9 with some compilers.
+    assert off.max() < 1e-7
     loss = series(rows, "discrete", "train_loss")
     np.testing.assert_allclose(loss, reference["discrete_train_loss"], rtol=1e-8)
 

@@ -15,7 +15,6 @@ from _losses import (
     Recursion,
     Stateless,
     flat_rule,
-    quick_compilation,  # noqa: F401
     symmetric,
     warm_state,
 )

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _losses import quick_compilation  # noqa: F401
 
 from centralflow_eqx.data import Dataset
 from centralflow_eqx.errors import OptionError

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from _losses import quick_compilation, symmetric, warm_state  # noqa: F401
+from _losses import symmetric, warm_state
 
 from centralflow_eqx.optimizers import Shampoo
 from centralflow_eqx.optimizers.shampoo import Factors

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from _losses import flat_rule, quick_compilation, warm_state  # noqa: F401
+from _losses import flat_rule, warm_state
 
 from centralflow_eqx.optimizers import (
     GD,

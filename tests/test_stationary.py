@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from _conic import least_stable, stationary_average
-from _losses import Quadratic, flat_rule, orthogonal, quick_compilation  # noqa: F401
+from _losses import Quadratic, flat_rule, orthogonal
 
 from centralflow_eqx.curvature import EigenTracker, local_model, unsolved
 from centralflow_eqx.errors import UnsupportedRule
