@@ -61,6 +61,20 @@ class Rule(eqx.Module):
         return ravel_pytree(step)[0].astype(w.dtype), new
 
 
+def traced_numbers(rule: Rule, w: Vector) -> Rule:
+    """The rule with floating-point hyperparameters as arrays, which `jit` takes as arguments.
+
+    Programs compiled for it serve all their values. A rule that has to know a value when it is
+    traced, to branch on it, comes back as it is.
+    """
+    arrays = jax.tree.map(lambda x: jnp.asarray(float(x)) if isinstance(x, float) else x, rule)
+    try:
+        eqx.filter_eval_shape(lambda rule: rule.update(w, rule.init(w), w), arrays)
+    except (jax.errors.ConcretizationTypeError, TypeError):
+        return rule
+    return arrays
+
+
 def relax(state: State, w: Vector) -> State:
     """The state with counters as floating-point numbers, so that it can move continuously."""
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, w.dtype)), state)

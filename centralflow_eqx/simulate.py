@@ -28,7 +28,7 @@ from .flows import (
 )
 from .optimizers import AbstractOptimizer
 from .probes import AbstractProbe
-from .response import Rule, State, Vector, examine, relax
+from .response import Rule, State, Vector, examine, relax, traced_numbers
 from .state_rate import STATE_RATES
 
 
@@ -102,7 +102,7 @@ def simulate(
     if tracker.initial > w.size:
         raise ValueError(f"cannot track {tracker.initial} eigenvalues of {w.size} weights")
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
-    rule = Rule(optimizer, unravel)
+    rule = traced_numbers(Rule(optimizer, unravel), w)
     w, s = warm_up(loss, rule, w, warm_start)
     setting = _settle(loss, rule, w, s, tracker, flow, minibatch, rule_key)
     members = _members(setting, processes)

@@ -85,12 +85,17 @@ def test_the_same_spec_gives_the_same_bytes_and_loses_no_earlier_run(run):
 
 
 def test_single_precision_agrees_with_double(run):
-    wanted = ("steps=6", "processes=[discrete,central]", "optimizer={type: gd, lr: 0.5}")
+    wanted = ("steps=6", "processes=[discrete,stable,central]", "optimizer={type: gd, lr: 0.5}")
     double = contents(run(*wanted)[1])[0]
     code, run_dir = run(*wanted, "precision=float32")
     single = contents(run_dir)[0]
     assert code == 0 and single["central/weights"].dtype == np.float32
-    for name in ("discrete/weights", "central/weights", "central/predicted_loss"):
+    for name in (
+        "discrete/weights",
+        "stable/weights",
+        "central/weights",
+        "central/predicted_loss",
+    ):
         np.testing.assert_allclose(single[name], double[name], rtol=1e-4, atol=1e-5)
 
 

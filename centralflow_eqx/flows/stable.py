@@ -6,12 +6,31 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ..response import State, Vector, relax
 from ._base import STOP, AbstractProcess, Observation, Setting, Spectra, flow_refusal
 from ._registry import PROCESSES
 from ._spectra import common_series, track_for_record, widen_spectra
+
+
+class _FirstStep(dfx.AbstractStepSizeController):
+    """Another controller, told the first step: Diffrax has the host check a `dt0` it is given."""
+
+    controller: dfx.AbstractStepSizeController
+    first: Float[Array, ""]
+
+    def wrap(self, direction: Any) -> "_FirstStep":
+        return _FirstStep(self.controller.wrap(direction), self.first)
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        """The first step, and the controller's own state."""
+        del dt0
+        return self.controller.init(terms, t0, t1, y0, self.first, args, func, error_order)
+
+    def adapt_step_size(self, *args: Any, **kwargs: Any):
+        """As the controller does."""
+        return self.controller.adapt_step_size(*args, **kwargs)
 
 
 class StableState(eqx.Module):
@@ -82,19 +101,17 @@ class Stable(AbstractProcess):
     ) -> tuple[tuple[Vector, State], Array, Array]:
         """One unit of time: `((w, s), gradients evaluated, failed)`."""
         tol = 1e-6 if w.dtype == jnp.float64 else 1e-4
+        zero, one = w.dtype.type(0), w.dtype.type(1)  # of higher precision they would promote w
         # Tsit5 is stable on the negative real axis down to about -3.
-        longest = 3 / jnp.maximum(sharpness, 1e-6)
+        first = jnp.minimum(one, 2 / jnp.maximum(sharpness, 1e-6))
         solution = dfx.diffeqsolve(
             dfx.ODETerm(self._velocity),
             dfx.Tsit5(),
-            t0=0.0,
-            t1=1.0,
-            # Diffrax would check a dt0 that is not known at compile time by a host callback.
-            dt0=1.0,
+            t0=zero,
+            t1=one,
+            dt0=None,
             y0=(w, post),
-            stepsize_controller=dfx.PIDController(
-                rtol=tol, atol=1e-2 * tol, dtmax=longest.astype(w.dtype)
-            ),
+            stepsize_controller=_FirstStep(dfx.PIDController(rtol=tol, atol=1e-2 * tol), first),
             max_steps=self.max_substeps,
             adjoint=dfx.DirectAdjoint(),
             throw=False,

@@ -20,12 +20,12 @@ Rate = float | Float[Array, ""]
 
 
 class Schedule(eqx.Module):
-    """A learning rate as a function of the number of steps taken, static under `jit`.
+    """A learning rate as a function of the number of steps taken.
 
     The count may be a float: flows evaluate it between whole steps, and differentiate it.
     """
 
-    rule: float | Callable[[Count], Rate] = eqx.field(static=True)
+    rule: Rate | Callable[[Count], Rate]
 
     def __call__(self, count: Count) -> Rate:
         if not callable(self.rule):
