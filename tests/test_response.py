@@ -3,6 +3,7 @@
 Thresholds and gains of every rule are in test_contract.
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -22,6 +23,7 @@ from _losses import (
 from centralflow_eqx.errors import UnsupportedRule
 from centralflow_eqx.optimizers import (
     GD,
+    AbstractOptimizer,
     AdaGrad,
     Adam,
     DecoupledDecay,
@@ -30,7 +32,15 @@ from centralflow_eqx.optimizers import (
     RMSProp,
     ScalarRMSProp,
 )
-from centralflow_eqx.response import Response, Rule, Structure, apply_columns, derive, examine
+from centralflow_eqx.response import (
+    Response,
+    Rule,
+    Structure,
+    apply_columns,
+    derive,
+    examine,
+    traced_numbers,
+)
 
 D, ETA, B, BETA2 = 12, 0.1, 0.6, 0.9
 DECAY = 0.3
@@ -168,6 +178,26 @@ def test_a_matrix_decay_takes_the_general_path():
     assert tuple(response.structure) == ("diagonal", "general", False, False, False, "")
     expected = ETA * jnp.linalg.inv(jnp.eye(D) - W / 2)
     close(dense(response.gain(s, w)), expected, 1e-10)
+
+
+def test_hyperparameters_become_arrays_unless_a_rule_has_to_know_them():
+    class Branching(AbstractOptimizer):
+        lr: float
+
+        def init(self, params):
+            return ()
+
+        def update(self, grad, state, params):
+            return (-self.lr * grad if self.lr > 0 else grad), state
+
+    w = jnp.ones(D, jnp.float32)
+    traced = traced_numbers(flat_rule(DecoupledDecay(RMSProp(ETA, BETA2), ETA, DECAY)), w)
+    assert len(jax.tree.leaves(eqx.filter(traced, eqx.is_array))) == 5
+    state = traced.init(w)
+    step, new = eqx.filter_eval_shape(traced.optimizer.update, w, state, w)
+    assert step.dtype == new.rule.nu.dtype == jnp.float32  # as Python's numbers would leave it
+    branching = flat_rule(Branching(ETA))
+    assert traced_numbers(branching, w) is branching
 
 
 def orthogonalised(g):
