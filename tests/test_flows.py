@@ -75,7 +75,7 @@ def test_everything_is_compiled_by_the_first_row_of_the_first_run(compilations):
     assert len(list(rows)) == 5
     assert len(compilations) == before
     # Other values of the hyperparameters are arguments of the same programs.
-    list(simulate(TinyMLP.make(1), RMSProp(0.021, 0.91), tiny_weights(), steps=2))
+    list(simulate(TinyMLP.make(), RMSProp(0.021, 0.91), tiny_weights(), steps=2))
     assert len(compilations) == before
 
 
