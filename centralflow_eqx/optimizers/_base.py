@@ -18,6 +18,9 @@ class AbstractOptimizer(eqx.Module):
     - the state is affine in the old state (exponential averages, momenta, sums, counters);
     - a step count enters only smoothly, because flows evaluate it between whole numbers;
     - the step is finite where a statistic is zero.
+
+    Fields that hold a Python float are arrays while a run compiles the rule, as long as `update`
+    does without their values in Python.
     """
 
     @abc.abstractmethod
