@@ -42,11 +42,11 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("value", [0.4, 1, np.float32(0.5)])
-def test_a_number_is_constant_and_static(value):
+def test_a_number_is_constant_and_a_leaf(value):
     schedule = as_schedule(value)
     assert schedule(jnp.int32(3)) == value
     assert type(schedule(3.5)) is float
-    assert jax.tree.leaves(schedule) == []
+    assert jax.tree.leaves(schedule) == [value]
     assert as_schedule(schedule) is schedule
 
 
