@@ -76,8 +76,10 @@ def test_the_optimizer_is_the_same(run):
     weights = np.stack([rows[i].weights["discrete"] for i in reference["discrete_rows"]])
     off = np.abs(weights - reference["discrete_weights"]).max(1)
     assert off[1] < 1e-13
-    # Beyond the edge of stability rounding errors grow by oscillating, to 2e-9 with some compilers.
-    assert off.max() < 1e-7
+    assert off[:8].max() < 1e-9
+    # Beyond the edge of stability rounding errors grow by oscillating: to 1.8e-9 after 120 steps of
+    # gd_moons where the compiler optimises little.
+    assert off.max() < 1e-8
     loss = series(rows, "discrete", "train_loss")
     np.testing.assert_allclose(loss, reference["discrete_train_loss"], rtol=1e-8)
 
