@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
 
-from centralflow_eqx.flows import PROCESSES
+from centralflow_eqx.processes import PROCESSES
 
 from .cost import process_step
 from .measure import differences

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from centralflow_eqx.curvature import local_model, third_derivatives
-from centralflow_eqx.flows import PROCESSES, AbstractProcess, Setting
+from centralflow_eqx.engine.curvature import local_model, third_derivatives
+from centralflow_eqx.processes import PROCESSES, AbstractProcess, Setting
 
 from .baseline import Baseline, Cost, lobpcg_tolerance
 from .measure import Contender, differences, kernel_milliseconds, race

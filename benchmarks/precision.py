@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from centralflow_eqx.curvature import third_derivative
 from centralflow_eqx.data import Dataset
+from centralflow_eqx.engine.curvature import third_derivative
 from centralflow_eqx.losses import CrossEntropy
 from centralflow_eqx.models import (
     CNN,

@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from centralflow_eqx.curvature import EigenTracker
-from centralflow_eqx.flows import AbstractProcess, Setting, start_spectra
-from centralflow_eqx.response import Response, Rule, State, Vector, derive, relax
+from centralflow_eqx.engine.curvature import EigenTracker
+from centralflow_eqx.engine.response import Response, Rule, State, Vector, derive, relax
+from centralflow_eqx.engine.state_rate import STATE_RATES
+from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.processes import AbstractProcess, Setting, start_spectra
 from centralflow_eqx.spec import load_spec
-from centralflow_eqx.state_rate import STATE_RATES
-from centralflow_eqx.task import Task, build_task
+from centralflow_eqx.task import Task
 
 SPEC = Path(__file__).parents[1] / "specs" / "digits_gd.yaml"
 TRACKED = 4

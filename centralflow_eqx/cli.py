@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
 
         end_with_stdin()
     if plan.folder is None:
-        from .run import run_spec
+        from .experiment.run import run_spec
 
         return int(run_spec(plan.specs[0], Console()))
     from .sweep import check, conduct, in_this_process
@@ -167,7 +167,7 @@ def _validate(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     plan = _load(args)
-    from .explain import explain
+    from .experiment.explain import explain
 
     if plan.folder is not None:
         print(f"{plan.specs[0].name}, the first of {len(plan.specs)} members:\n")
@@ -184,10 +184,10 @@ def _schema(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     from .data import DATASETS
-    from .flows import PROCESSES
     from .losses import LOSSES
     from .models import MODELS
     from .optimizers import OPTIMIZERS
+    from .processes import PROCESSES
 
     for section, registry in (
         ("optimizer", OPTIMIZERS),

@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from .errors import did_you_mean
 
 if TYPE_CHECKING:
-    from .spec.options import Options
+    from .options import Options
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from centralflow_eqx.engine.response import Rule, relax
 from centralflow_eqx.optimizers import AbstractOptimizer
-from centralflow_eqx.response import Rule, relax
 
 
 def orthogonal(d: int, seed: int = 0) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from centralflow_eqx.engine.response import Response, Rule, derive, relax
 from centralflow_eqx.optimizers import (
     GD,
     AbstractOptimizer,
@@ -30,7 +31,6 @@ from centralflow_eqx.optimizers import (
     Shampoo,
     as_schedule,
 )
-from centralflow_eqx.response import Response, Rule, derive, relax
 
 ETA, B, BETA2, EPS = 0.1, 0.6, 0.9, 0.05
 STEPS = 6  # taken by every state that thresholds refer to

@@ -8,18 +8,19 @@ import pytest
 import xarray as xr
 from _losses import TinyMLP
 
-from centralflow_eqx.arrays import collect, open_run
 from centralflow_eqx.cli import main
 from centralflow_eqx.data import Moons
 from centralflow_eqx.errors import InputError, NumericalStop, OptionError
+from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.run import prepare
+from centralflow_eqx.experiment.simulate import Row, simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP
 from centralflow_eqx.optimizers import GD
-from centralflow_eqx.probes import Coordinates, Outputs
-from centralflow_eqx.run import prepare
-from centralflow_eqx.simulate import Row, simulate
+from centralflow_eqx.processes.probes import Coordinates, Outputs
+from centralflow_eqx.record.arrays import collect, open_run
 from centralflow_eqx.spec import load_spec
-from centralflow_eqx.task import build_task, make_task
+from centralflow_eqx.task import make_task
 
 SPEC = """\
 name: small

@@ -9,7 +9,7 @@ from _losses import symmetric
 from _rules import RULES, STEPS, D, after, tree, unravel
 from jax.flatten_util import ravel_pytree
 
-from centralflow_eqx.response import Response, Rule, Structure, relax
+from centralflow_eqx.engine.response import Response, Rule, Structure, relax
 
 H = jnp.asarray(symmetric(np.linspace(-1, 2, D)))
 U = jnp.asarray(np.random.default_rng(5).normal(size=(D, 3)))

@@ -14,7 +14,7 @@ from jax.experimental.sparse.linalg import lobpcg_standard
 from benchmarks.baseline import ConicSolver, lobpcg_products, lobpcg_tolerance
 from benchmarks.convergence import order
 from benchmarks.measure import Compilations
-from centralflow_eqx.complementarity import smat, solve_complementarity, svec
+from centralflow_eqx.engine.complementarity import smat, solve_complementarity, svec
 
 ROOT = Path(__file__).parents[1]
 

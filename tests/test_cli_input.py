@@ -318,9 +318,9 @@ def run_with(folder, monkeypatch, capsys):
     """Run the good spec with `run_spec` replaced."""
 
     def run_with(run_spec, *flags):
-        module = types.ModuleType("centralflow_eqx.run")
+        module = types.ModuleType("centralflow_eqx.experiment.run")
         module.run_spec = run_spec
-        monkeypatch.setitem(sys.modules, "centralflow_eqx.run", module)
+        monkeypatch.setitem(sys.modules, "centralflow_eqx.experiment.run", module)
         (folder / "s.yaml").write_text(SPEC)
         return main(["run", "s.yaml", *flags]), capsys.readouterr()
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from centralflow_eqx.errors import InputError
-from centralflow_eqx.recorder import Recorder
+from centralflow_eqx.record.reader import load_run, trend
+from centralflow_eqx.record.writer import Recorder
 from centralflow_eqx.report import summarise_comparison, write_comparison
-from centralflow_eqx.report._data import load_run, trend
 from centralflow_eqx.report._labels import LONGEST, labels, shortened
 from centralflow_eqx.report._outcomes import outcomes
 from centralflow_eqx.report._overlay import OVERLAYS, members, relative_distance

@@ -7,7 +7,7 @@ import numpy as np
 import optimistix as optx
 import pytest
 
-from centralflow_eqx.complementarity import (
+from centralflow_eqx.engine.complementarity import (
     RESULTS,
     DampedNewton,
     pairs,

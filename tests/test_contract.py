@@ -9,9 +9,9 @@ from _losses import symmetric
 from _rules import RULES, SHAPES, D, after, example, tree, unravel
 from jax.flatten_util import ravel_pytree
 
+from centralflow_eqx.engine.response import Response, Rule, Structure, apply_columns, relax
+from centralflow_eqx.engine.state_rate import Exponential
 from centralflow_eqx.optimizers import OPTIMIZERS, Optax
-from centralflow_eqx.response import Response, Rule, Structure, apply_columns, relax
-from centralflow_eqx.state_rate import Exponential
 
 every_rule = pytest.mark.parametrize("name", RULES)
 

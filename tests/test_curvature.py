@@ -14,7 +14,7 @@ from _losses import (
     symmetric,
 )
 
-from centralflow_eqx.curvature import (
+from centralflow_eqx.engine.curvature import (
     EigenTracker,
     LocalModel,
     fourth_derivatives,

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
-from centralflow_eqx.curvature import EigenTracker, local_model, unsolved
-from centralflow_eqx.flows import Central, Setting, start_spectra
+from centralflow_eqx.engine.curvature import EigenTracker, local_model, unsolved
+from centralflow_eqx.engine.oscillation import Point, oscillate
+from centralflow_eqx.engine.response import Rule, derive
+from centralflow_eqx.engine.state_rate import Backward
+from centralflow_eqx.experiment.simulate import FlowOptions, identity, simulate
 from centralflow_eqx.optimizers import GD, ScalarRMSProp
 from centralflow_eqx.optimizers.scalar_rmsprop import ScalarRMSPropState
-from centralflow_eqx.oscillation import Point, oscillate
-from centralflow_eqx.response import Rule, derive
-from centralflow_eqx.simulate import FlowOptions, identity, simulate
-from centralflow_eqx.state_rate import Backward
+from centralflow_eqx.processes import Central, Setting, start_spectra
 
 
 def symmetric(y: Float[Array, " 3"]) -> Float[Array, "2 2"]:

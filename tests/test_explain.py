@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from centralflow_eqx.explain import explain
+from centralflow_eqx.experiment.explain import explain
 from centralflow_eqx.spec import load_spec
 
 SPEC = """\

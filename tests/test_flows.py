@@ -15,12 +15,12 @@ from _losses import (
     warm_state,
 )
 
-from centralflow_eqx.curvature import EigenTracker
-from centralflow_eqx.flows import PROCESSES, Setting, start_spectra
+from centralflow_eqx.engine.curvature import EigenTracker
+from centralflow_eqx.engine.response import derive
+from centralflow_eqx.engine.state_rate import Exponential
+from centralflow_eqx.experiment.simulate import FlowOptions, simulate
 from centralflow_eqx.optimizers import GD, RMSProp
-from centralflow_eqx.response import derive
-from centralflow_eqx.simulate import FlowOptions, simulate
-from centralflow_eqx.state_rate import Exponential
+from centralflow_eqx.processes import PROCESSES, Setting, start_spectra
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 

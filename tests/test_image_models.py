@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from scipy.signal import correlate
 from scipy.special import erf
 
-from centralflow_eqx.curvature import third_derivative
+from centralflow_eqx.engine.curvature import third_derivative
 from centralflow_eqx.errors import OptionError
 from centralflow_eqx.models import CNN, MLP, Interface, ResNet, ViT
 from centralflow_eqx.models._images import average_pool

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from centralflow_eqx.curvature import local_model, third_derivative
 from centralflow_eqx.data import Dataset
+from centralflow_eqx.engine.curvature import local_model, third_derivative
+from centralflow_eqx.experiment.memory import estimate_peak, peak_bytes, warning
 from centralflow_eqx.losses import MSE
-from centralflow_eqx.memory import estimate_peak, peak_bytes, warning
 from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.task import Memory, Task
 

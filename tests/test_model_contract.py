@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from _models import CASES, by_leaf, small_task
 
-from centralflow_eqx.curvature import third_derivative
+from centralflow_eqx.engine.curvature import third_derivative
 from centralflow_eqx.models import MODELS
 
 STEP = 1e-4

@@ -7,6 +7,7 @@ import optax
 import pytest
 from jaxtyping import Array, Float
 
+from centralflow_eqx.experiment.simulate import FlowOptions, simulate
 from centralflow_eqx.optimizers import (
     Adam,
     AdamW,
@@ -16,7 +17,6 @@ from centralflow_eqx.optimizers import (
     Optax,
     RMSProp,
 )
-from centralflow_eqx.simulate import FlowOptions, simulate
 
 ADAM = (0.15, 0.6, 0.9, 1e-8)
 PAIRS = {

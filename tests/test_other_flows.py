@@ -9,10 +9,10 @@ from _losses import TinyMLP
 
 from centralflow_eqx.data import Dataset
 from centralflow_eqx.errors import UnsupportedRule
+from centralflow_eqx.experiment.simulate import FlowOptions, simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.optimizers import GD, ScalarRMSProp
-from centralflow_eqx.simulate import FlowOptions, simulate
 from centralflow_eqx.task import Minibatch, Task
 
 LR, BETA2 = 0.3, 0.9

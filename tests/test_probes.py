@@ -11,15 +11,15 @@ import pytest
 from _conic import least_stable, stationary_average
 from _losses import Quadratic, TinyMLP, symmetric
 
-from centralflow_eqx.curvature import EigenTracker, local_model, unsolved
+from centralflow_eqx.engine.curvature import EigenTracker, local_model, unsolved
+from centralflow_eqx.engine.oscillation import modes
+from centralflow_eqx.engine.response import Rule, derive, relax
+from centralflow_eqx.engine.state_rate import Exponential
 from centralflow_eqx.errors import UnsupportedRule
-from centralflow_eqx.flows import STOP, Observation, Setting
+from centralflow_eqx.experiment.simulate import identity, simulate
 from centralflow_eqx.optimizers import GD, RMSProp
-from centralflow_eqx.oscillation import modes
-from centralflow_eqx.probes import Coordinates, Outputs, Preconditioners
-from centralflow_eqx.response import Rule, derive, relax
-from centralflow_eqx.simulate import identity, simulate
-from centralflow_eqx.state_rate import Exponential
+from centralflow_eqx.processes import STOP, Observation, Setting
+from centralflow_eqx.processes.probes import Coordinates, Outputs, Preconditioners
 
 D, LR = 12, 3.0
 INDICES = jnp.array([0, 3, 11])

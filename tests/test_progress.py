@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from centralflow_eqx.progress import Progress, Rate, duration
+from centralflow_eqx.experiment.progress import Progress, Rate, duration
 
 
 class Clock:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from centralflow_eqx import recorder as recorder_module
-from centralflow_eqx.recorder import QUANTITIES, Recorder, quantity
+from centralflow_eqx.record import writer as recorder_module
+from centralflow_eqx.record.quantities import QUANTITIES, quantity
+from centralflow_eqx.record.writer import Recorder
 
 STEPS = np.arange(0, 24, 2)
 SPEC = "name: run\nflow:\n  smoothing: 3.0\n"
@@ -244,7 +245,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import numpy as np
-from centralflow_eqx.recorder import Recorder
+from centralflow_eqx.record.writer import Recorder
 
 def row(t, k):
     return {"central": {"train_loss": float(t), "eigenvalues": np.full(k, 2.0)}}

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from centralflow_eqx.run import prepare
+from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.run import prepare
 from centralflow_eqx.spec import load_spec
-from centralflow_eqx.task import build_task
 
 DATA = Path(__file__).parent / "data"
 

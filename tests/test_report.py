@@ -14,7 +14,8 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 from centralflow_eqx.errors import InputError
-from centralflow_eqx.recorder import Recorder
+from centralflow_eqx.record.reader import Run, load_run, ranges, smooth, trend
+from centralflow_eqx.record.writer import Recorder
 from centralflow_eqx.report import summarise, write_report
 from centralflow_eqx.report._chart import (
     Chart,
@@ -26,7 +27,6 @@ from centralflow_eqx.report._chart import (
     chart,
     families,
 )
-from centralflow_eqx.report._data import Run, load_run, ranges, smooth, trend
 from centralflow_eqx.report._edge import find_edge, smoothed
 from centralflow_eqx.report._images import write_images
 from centralflow_eqx.report._interactive import division

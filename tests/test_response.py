@@ -20,6 +20,15 @@ from _losses import (
     warm_state,
 )
 
+from centralflow_eqx.engine.response import (
+    Response,
+    Rule,
+    Structure,
+    apply_columns,
+    derive,
+    examine,
+    traced_numbers,
+)
 from centralflow_eqx.errors import UnsupportedRule
 from centralflow_eqx.optimizers import (
     GD,
@@ -31,15 +40,6 @@ from centralflow_eqx.optimizers import (
     Optax,
     RMSProp,
     ScalarRMSProp,
-)
-from centralflow_eqx.response import (
-    Response,
-    Rule,
-    Structure,
-    apply_columns,
-    derive,
-    examine,
-    traced_numbers,
 )
 
 D, ETA, B, BETA2 = 12, 0.1, 0.6, 0.9

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from _losses import symmetric, warm_state
 
+from centralflow_eqx.engine.response import Rule, apply_columns, derive
 from centralflow_eqx.optimizers import Shampoo
 from centralflow_eqx.optimizers.shampoo import Factors
-from centralflow_eqx.response import Rule, apply_columns, derive
 
 ETA, BETA2, EPS, M, N = 0.1, 0.9, 0.05, 4, 3
 D = M * N + N

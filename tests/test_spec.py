@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from typing_extensions import Doc
 
 from centralflow_eqx.data import DATASETS, AbstractData
-from centralflow_eqx.flows import PROCESSES
 from centralflow_eqx.losses import LOSSES
 from centralflow_eqx.models import MODELS
 from centralflow_eqx.optimizers import GD, OPTIMIZERS, AdamW, DecoupledDecay
+from centralflow_eqx.options import options_of
+from centralflow_eqx.processes import PROCESSES
 from centralflow_eqx.registry import Registry
 from centralflow_eqx.spec import json_schema, load_spec
 from centralflow_eqx.spec.document import dump, parse
-from centralflow_eqx.spec.options import options_of
 
 SPEC = """\
 name: small

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from _losses import flat_rule, warm_state
 
+from centralflow_eqx.engine.response import Response, Structure
+from centralflow_eqx.engine.state_rate import Backward, Exponential
 from centralflow_eqx.optimizers import (
     GD,
     OPTIMIZERS,
@@ -17,8 +19,6 @@ from centralflow_eqx.optimizers import (
     Nesterov,
     RMSProp,
 )
-from centralflow_eqx.response import Response, Structure
-from centralflow_eqx.state_rate import Backward, Exponential
 
 D = 6
 KEY = jr.key(0)

@@ -11,17 +11,17 @@ import pytest
 from _conic import least_stable, stationary_average
 from _losses import Quadratic, flat_rule, orthogonal
 
-from centralflow_eqx.curvature import EigenTracker, local_model, unsolved
-from centralflow_eqx.errors import UnsupportedRule
-from centralflow_eqx.optimizers import GD, AdaGrad, Adam, RMSProp, ScalarRMSProp
-from centralflow_eqx.response import Response, derive, relax
-from centralflow_eqx.simulate import simulate
-from centralflow_eqx.stationary import (
+from centralflow_eqx.engine.curvature import EigenTracker, local_model, unsolved
+from centralflow_eqx.engine.response import Response, derive, relax
+from centralflow_eqx.engine.stationary import (
     solve_stationary,
     stability_only,
     start_factor,
     stationary_refusal,
 )
+from centralflow_eqx.errors import UnsupportedRule
+from centralflow_eqx.experiment.simulate import simulate
+from centralflow_eqx.optimizers import GD, AdaGrad, Adam, RMSProp, ScalarRMSProp
 
 LR = 0.1
 RANKS = (1, 2, 3, 4, 5)

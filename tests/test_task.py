@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from centralflow_eqx.data import Dataset
+from centralflow_eqx.experiment.build import build_task
 from centralflow_eqx.losses import MSE, CrossEntropy
 from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.spec import load_spec
-from centralflow_eqx.task import Task, build_task
+from centralflow_eqx.task import Task
 
 SPEC = """\
 name: small

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from ..spec.options import Class, Options
+from ..options import Class, Options
 from ._decay import DecoupledDecay
 
 

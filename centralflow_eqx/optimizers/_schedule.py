@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from pydantic import Discriminator, Tag, TypeAdapter, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..options import Section
 from ..registry import SpecType
-from ..spec.options import Section
 
 Count = int | float | Int[Array, ""] | Float[Array, ""]
 Rate = float | Float[Array, ""]

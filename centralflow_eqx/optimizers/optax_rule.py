@@ -14,8 +14,8 @@ from jaxtyping import PyTree
 from pydantic import WithJsonSchema, create_model
 
 from ..errors import OptionError, show
+from ..options import Allowed, OptionModel, Options, arguments_field, call, option
 from ..registry import SpecType
-from ..spec.options import Allowed, OptionModel, Options, arguments_field, call, option
 from ._base import AbstractOptimizer
 from ._registry import OPTIMIZERS
 from ._schedule import ScheduleOptions, as_schedule, or_schedule

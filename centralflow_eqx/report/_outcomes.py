@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from ._data import Run
+from ..record.reader import Run
 from ._overlay import Member, flow_first, largest, relative_distance
 from .facts import Facts, gather
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from ..record.reader import FLOWS, Run
 from . import _style as style
 from ._chart import Chart, Reference, Strand, families, through_gaps
-from ._data import FLOWS, Run
 from ._edge import first_oscillating_row, smoothed
 from ._labels import numbered, shortened
 from ._style import Look

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
+from ..record.reader import Run
 from . import _style as style
 from ._chart import Chart, Curve, Strand, chart, families, through_gaps
-from ._data import Run
 from ._style import Look
 from ._trajectories import strands
 

@@ -6,9 +6,9 @@ from itertools import chain, cycle
 import numpy as np
 from jaxtyping import Float
 
+from ..record.reader import Run
 from . import _style as style
 from ._chart import Chart, Curve, Reference, Strand, chart, families
-from ._data import Run
 from ._edge import oscillating, smoothed
 from ._style import Look
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float
 
-from ..recorder import dataset
+from ..record.writer import dataset
 
 _ORDER = ("midpoint", "discrete", "central")
 """Whose weights stand for a run; midpoints do not depend on the phase of an oscillation."""

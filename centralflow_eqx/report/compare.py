@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError, Problem
+from ..record.reader import Run, load_run
 from . import _html
 from ._chart import Drawing, HeatMap
-from ._data import Run, load_run
 from ._labels import labels, shortened
 from ._outcomes import brief, csv_rows, outcomes, text
 from ._overlay import OVERLAYS, Member, members

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ._data import Run, ranges, smooth
+from ..record.reader import Run, ranges, smooth
 from ._edge import (
     EDGE_ROWS,
     Edge,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..record.reader import Run, ranges
 from . import _preconditioner as preconditioner
 from . import _trajectories as trajectories
 from ._chart import Chart, Drawing
-from ._data import Run, ranges
 from ._images import remove_images, write_images
 
 

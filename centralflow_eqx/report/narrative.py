@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ._data import FLOWS
+from ..record.reader import FLOWS
 from ._edge import EDGE_ROWS, LOCK_WIDTH, OSCILLATES_ABOVE, OSCILLATING_WIDTH, Edge
 from .facts import Ablation, Adaptation, Closeness, Error, Facts, Late
 

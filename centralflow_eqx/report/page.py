@@ -3,8 +3,8 @@
 import textwrap
 from pathlib import Path
 
+from ..record.reader import load_run
 from . import _html
-from ._data import load_run
 from .facts import gather
 from .figures import PLOTS, charts, write_figures
 from .narrative import DEFINITION, QUANTITIES, describe

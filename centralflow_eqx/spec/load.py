@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from ..errors import InputError, Location, OptionError, Problem, did_you_mean, show
+from ..options import Options, options_of
 from ..registry import Registry
 from .document import KeyPath, Node, override, read
-from .options import Options, options_of
 from .schema import Eigen, Flow, Spec, problem_at, registries, spec_model
 from .sweep import expand, repetitions
 from .user_class import class_options

@@ -9,9 +9,9 @@ from pydantic import Field, PrivateAttr, StringConstraints, create_model, model_
 from pydantic_core import PydanticCustomError
 
 from ..errors import InputError, Problem
+from ..options import Allowed, Options, Section, any_of
 from ..registry import InputFile, Registry
 from .document import Node, dotted, dump
-from .options import Allowed, Options, Section, any_of
 from .user_class import ClassOptions
 
 Count = Annotated[int, Ge(0)]
@@ -230,7 +230,7 @@ def spec_model(special: Mapping[str, type[Options]] | None = None) -> type[Spec]
 
     `special` has, by section, models that are only meant for one spec.
     """
-    from ..flows import PROCESSES
+    from ..processes import PROCESSES
 
     special = special or {}
     sections: dict[str, Any] = {

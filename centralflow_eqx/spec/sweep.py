@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from pydantic import ConfigDict, ValidationError
 
 from ..errors import Problem, show
+from ..options import Section
 from .document import KeyPath, Node, dotted, place
-from .options import Section
 from .schema import NAME_LENGTH, NAME_PATTERN, Name, Spec, Sweep
 from .wording import problem
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Optional
 from pydantic import StringConstraints, WithJsonSchema, create_model
 
 from ..errors import OptionError, did_you_mean, show
+from ..options import Options, arguments_field, call, component_options, one_line
 from ..registry import InputFolder, Registry
-from .options import Options, arguments_field, call, component_options, one_line
 
 _DOTTED = r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from ..errors import Problem, did_you_mean, show
+from ..options import Allowed, Also, tag
 from .document import KeyPath, Node, dotted
-from .options import Allowed, Also, tag
 
 _WORDS = {
     int: "a whole number",

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExitCode, InputError, Location, Problem
+from ..options import one_line
 from ..spec import Spec
 from ..spec.document import parse
-from ..spec.options import one_line
 from .conductor import Backend, Event
 from .folder import run_arguments
 

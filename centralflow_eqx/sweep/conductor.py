@@ -9,9 +9,9 @@ from typing import NamedTuple
 from rich.console import Console
 
 from ..errors import ExitCode, InputError
-from ..progress import duration
+from ..experiment.build import build_task
+from ..experiment.progress import duration
 from ..spec import Plan, Spec
-from ..task import build_task
 from .folder import is_done, is_recorded, start_folder
 
 _WORST_FIRST = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 
 from ..errors import InputError, Location, Problem
-from ..recorder import set_aside
+from ..record.writer import set_aside
 from ..spec import Plan, Spec
 from ..spec.document import dump, parse
 

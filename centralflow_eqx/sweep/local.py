@@ -27,7 +27,7 @@ def in_this_process(console: Console) -> Backend:
     def run(members: Sequence[Spec]) -> Generator[Event, None, None]:
         import jax
 
-        from ..run import run_spec
+        from ..experiment.run import run_spec
 
         for member in members:
             yield Event(member)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from centralflow_eqx.arrays import collect
-from centralflow_eqx.curvature import EigenTracker
 from centralflow_eqx.data import Digits
+from centralflow_eqx.engine.curvature import EigenTracker
+from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP
 from centralflow_eqx.optimizers import RMSProp
+from centralflow_eqx.record.arrays import collect
 from centralflow_eqx.report import smooth
-from centralflow_eqx.simulate import simulate
 from centralflow_eqx.task import make_task
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")

@@ -15,16 +15,16 @@ import jax.random as jr
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .curvature import Eigenpairs, LocalModel, unsolved
-from .flows import Observation, Setting
-from .response import State, Vector
-from .stationary import (
+from ..engine.curvature import Eigenpairs, LocalModel, unsolved
+from ..engine.response import State, Vector
+from ..engine.stationary import (
     StationaryState,
     solve_stationary,
     stability_only,
     start_factor,
     stationary_refusal,
 )
+from . import Observation, Setting
 
 Series = dict[str, Array]
 

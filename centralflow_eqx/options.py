@@ -34,7 +34,7 @@ from pydantic_core import (
 )
 from typing_extensions import Doc
 
-from ..registry import Registry, SpecType
+from .registry import Registry, SpecType
 
 # Models have a field `type`, which hides the name in their annotations.
 Class: TypeAlias = type

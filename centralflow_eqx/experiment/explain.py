@@ -10,11 +10,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .curvature import EigenTracker, Loss, local_model, unsolved
-from .response import Response, Rule, State, Vector, apply_columns, examine, relax
+from ..engine.curvature import EigenTracker, Loss, local_model, unsolved
+from ..engine.response import Response, Rule, State, Vector, apply_columns, examine, relax
+from ..spec import Spec
+from .build import build_task
 from .simulate import gradient, warm_up
-from .spec import Spec
-from .task import build_task
 
 PROPORTIONAL = 1e-6
 """Relative spread below which a ratio of operators counts as one number."""

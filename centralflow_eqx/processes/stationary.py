@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from ..complementarity import pairs as pair_indices
-from ..complementarity import svec
-from ..curvature import third_derivatives
-from ..oscillation import Oscillation, pair_weights
-from ..response import State, Vector, relax
-from ..stationary import StationaryState, solve_stationary, stationary_refusal
+from ..engine.complementarity import pairs as pair_indices
+from ..engine.complementarity import svec
+from ..engine.curvature import third_derivatives
+from ..engine.oscillation import Oscillation, pair_weights
+from ..engine.response import State, Vector, relax
+from ..engine.stationary import StationaryState, solve_stationary, stationary_refusal
 from ._averaged import observe_averaged, scan_substeps
 from ._base import AbstractProcess, Observation, Setting, Spectra, flow_refusal
 from ._registry import PROCESSES

@@ -7,10 +7,10 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..curvature import Eigenpairs, EigenTracker, LocalModel, Loss, local_model
-from ..oscillation import Modes
-from ..response import Response, State, Vector
-from ..state_rate import AbstractStateRate, Backward
+from ..engine.curvature import Eigenpairs, EigenTracker, LocalModel, Loss, local_model
+from ..engine.oscillation import Modes
+from ..engine.response import Response, State, Vector
+from ..engine.state_rate import AbstractStateRate, Backward
 
 Minibatch = Callable[[Vector, Int[Array, ""], PRNGKeyArray], Float[Array, ""]]
 """The loss of the mini-batch that a step takes, from weights, the number of the step and a key."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from ..response import State, Vector, relax
+from ..engine.response import State, Vector, relax
 from ._base import STOP, AbstractProcess, Observation, Setting, Spectra, flow_refusal
 from ._registry import PROCESSES
 from ._spectra import common_series, track_for_record, widen_spectra

@@ -9,12 +9,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .curvature import EigenTracker, Loss
-from .errors import NumericalStop, UnsupportedRule
-from .flows import (
+from ..engine.curvature import EigenTracker, Loss
+from ..engine.response import Rule, State, Vector, examine, relax, traced_numbers
+from ..engine.state_rate import STATE_RATES
+from ..errors import NumericalStop, UnsupportedRule
+from ..optimizers import AbstractOptimizer
+from ..processes import (
     PROCESSES,
     STOP,
     AbstractProcess,
@@ -26,24 +28,8 @@ from .flows import (
     survey,
     widen_spectra,
 )
-from .optimizers import AbstractOptimizer
-from .probes import AbstractProbe
-from .response import Rule, State, Vector, examine, relax, traced_numbers
-from .state_rate import STATE_RATES
-
-
-class Row(NamedTuple):
-    """What one recorded step showed.
-
-    `series` by process and name, `comparisons` between processes, the weights `[d]` of each
-    process on device, and for processes that go no further the reason.
-    """
-
-    step: int
-    series: dict[str, dict[str, np.ndarray]]
-    comparisons: dict[str, float]
-    weights: dict[str, Vector]
-    stops: dict[str, str]
+from ..processes.probes import AbstractProbe
+from ..record.row import Row
 
 
 class FlowOptions(NamedTuple):

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from ..complementarity import RESULTS
-from ..curvature import LocalModel, fourth_derivatives
-from ..oscillation import Oscillation, Point, modes, oscillate
-from ..response import State, Vector, apply_columns, relax
+from ..engine.complementarity import RESULTS
+from ..engine.curvature import LocalModel, fourth_derivatives
+from ..engine.oscillation import Oscillation, Point, modes, oscillate
+from ..engine.response import State, Vector, apply_columns, relax
 from ._base import STOP, AbstractProcess, Observation, Setting, Spectra, flow_refusal
 from ._spectra import common_series, track_raw, widen_spectra
 

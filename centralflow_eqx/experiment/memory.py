@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from .curvature import Loss, local_model, third_derivative
-from .response import Vector
+from ..engine.curvature import Loss, local_model, third_derivative
+from ..engine.response import Vector
 
 FUSED = 0.7
 """Share of the intermediate arrays of a traced program that the compiler keeps, about."""

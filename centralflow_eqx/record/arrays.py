@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int, Shaped
 
-from .errors import InputError, Location, NumericalStop, Problem
-from .recorder import ZERO_PADDED, axis, quantity, versions
-from .simulate import Row
+from ..errors import InputError, Location, NumericalStop, Problem
+from .quantities import ZERO_PADDED, axis, quantity, versions
+from .row import Row
 
 Seen = dict[int, Shaped[np.ndarray, "..."]]
 """A series: what was recorded, by step."""

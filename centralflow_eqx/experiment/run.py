@@ -13,17 +13,18 @@ import numpy as np
 from jaxtyping import Int
 from rich.console import Console
 
-from .curvature import EigenTracker
-from .errors import ExitCode, NumericalStop, OptionError, UnsupportedRule
+from ..engine.curvature import EigenTracker
+from ..errors import ExitCode, NumericalStop, OptionError, UnsupportedRule
+from ..processes.probes import AbstractProbe, Coordinates, Outputs, Preconditioners
+from ..record.writer import Recorder
+from ..report import summarise, write_report
+from ..spec import Spec
+from ..task import Examples, Minibatch, Task
+from .build import build_task
 from .goals import GoalWatch
 from .memory import estimate_peak, free_memory, warning
-from .probes import AbstractProbe, Coordinates, Outputs, Preconditioners
 from .progress import Progress
-from .recorder import Recorder
-from .report import summarise, write_report
 from .simulate import FlowOptions, Row, simulate
-from .spec import Spec
-from .task import Examples, Minibatch, Task, build_task
 
 
 def run_spec(spec: Spec, console: Console) -> ExitCode:

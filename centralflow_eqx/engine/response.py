@@ -22,8 +22,8 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .errors import UnsupportedRule
-from .optimizers import AbstractOptimizer
+from ..errors import UnsupportedRule
+from ..optimizers import AbstractOptimizer
 
 Vector = Float[Array, " d"]
 State = Any

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from ..response import State, Vector, relax
+from ..engine.response import State, Vector, relax
 from ._base import STOP, AbstractProcess, Observation, Setting, Spectra
 from ._registry import PROCESSES
 from ._spectra import common_series, track_for_record, widen_spectra

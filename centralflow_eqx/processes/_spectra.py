@@ -7,8 +7,8 @@ import jax.random as jr
 import lineax as lx
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from ..curvature import Eigenpairs, EigenTracker, LocalModel, unsolved, widen
-from ..response import State, Vector, relax
+from ..engine.curvature import Eigenpairs, EigenTracker, LocalModel, unsolved, widen
+from ..engine.response import State, Vector, relax
 from ._base import Setting, Spectra
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.ndimage import correlate1d
 
 from ..errors import InputError, Location, Problem
-from ..recorder import dataset
 from ..spec.document import parse
+from .writer import dataset
 
 _DEFAULT_SMOOTHING = 15.0
 FLOWS = ("central", "stationary", "ablated")

@@ -1,12 +1,10 @@
 """What a run leaves on disk: `spec.yaml`, `data.h5` and `metrics.jsonl` in a run directory."""
 
-import importlib.metadata
 import json
 import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
@@ -15,107 +13,13 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from . import __version__
+from .quantities import ZERO_PADDED, axis, quantity, versions
 
 Value = Shaped[np.ndarray, "..."] | float | int
 
 FLUSH_SECONDS = 1.0
 _LINE_VALUES = 64  # vectors longer than this stay out of metrics.jsonl
 _CHUNK_ROWS = 1024
-ZERO_PADDED = ("sigma_eigenvalues", "empirical_variances")
-_PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "lineax", "optimistix", "optax", "numpy")
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What a dataset holds: its unit ("1" for pure numbers) and a name for axis labels."""
-
-    units: str
-    long_name: str
-
-
-QUANTITIES = {
-    "step": Quantity("optimizer steps", "optimizer steps after the warm start"),
-    "direction": Quantity("1", "index of the direction, largest eigenvalue first"),
-    "parameter": Quantity("1", "index into the flat weight vector"),
-    "weights": Quantity("weight", "flat weight vector"),
-    "weights_step": Quantity("optimizer steps", "steps at which weights are stored"),
-    "train_loss": Quantity("loss", "training loss"),
-    "test_loss": Quantity("loss", "test loss"),
-    "train_accuracy": Quantity("1", "fraction of training examples classified correctly"),
-    "test_accuracy": Quantity("1", "fraction of test examples classified correctly"),
-    "grad_norm_sq": Quantity("loss^2/weight^2", "squared norm of the training gradient"),
-    "eigenvalues": Quantity("1", "eigenvalues of the effective Hessian (critical value 2)"),
-    "raw_eigenvalues": Quantity("loss/weight^2", "eigenvalues of the Hessian"),
-    "effective_step": Quantity("weight^2/loss", "effective step size"),
-    "eigen_residuals": Quantity("1", "relative residuals of the tracked eigenpairs"),
-    "distance_moved": Quantity("weight", "distance of the weights from where the process began"),
-    "hvps": Quantity(
-        "1", "Hessian-vector products in the step, without those of the first spectra"
-    ),
-    "third_derivatives": Quantity("1", "third derivatives of the loss in the step"),
-    "gradients": Quantity("1", "gradients of the loss in the step"),
-    "predicted_loss": Quantity("loss", "predicted time average of the training loss"),
-    "predicted_grad_norm_sq": Quantity(
-        "loss^2/weight^2", "predicted time average of the squared gradient norm"
-    ),
-    "sigma_eigenvalues": Quantity(
-        "loss", "variance of the oscillation along the eigenvectors of Sigma, in the P metric"
-    ),
-    "empirical_variances": Quantity(
-        "loss", "squared displacement of the discrete run along the eigenvectors of Sigma"
-    ),
-    "critical_directions": Quantity("1", "directions that may oscillate"),
-    "sdcp_residual": Quantity("1", "residual of the complementarity problem"),
-    "sdcp_iterations": Quantity("1", "iterations spent on the complementarity problem"),
-    "trust_cubic": Quantity(
-        "1", "fraction by which a move as large as the oscillation changes the eigenvalue"
-    ),
-    "trust_quartic": Quantity("1", "neglected quartic share of the averaged loss"),
-    "trust_response": Quantity("1", "share of the optimizer's step not linear in the gradient"),
-    "untrusted": Quantity("1", "1 where the prediction should not be believed"),
-    "stabilised_by_state": Quantity(
-        "1", "share of the stabilisation by the optimizer's state, the rest is falling curvature"
-    ),
-    "coordinate": Quantity("1", "index into the flat weight vector"),
-    "grad_sq_at": Quantity("loss^2/weight^2", "squared gradient of chosen weights"),
-    "predicted_grad_sq_at": Quantity(
-        "loss^2/weight^2", "predicted time average of the squared gradient of chosen weights"
-    ),
-    "output": Quantity("1", "index of a network output, example by example"),
-    "outputs": Quantity("1", "network outputs on chosen examples"),
-    "predicted_outputs": Quantity("1", "predicted time averages of network outputs"),
-    "stationary/cosine": Quantity(
-        "1", "cosine similarity of the optimizer's averages and their stationary values"
-    ),
-    "stationary/efficacy": Quantity("loss", "g^T P^-1 g of the optimizer's preconditioner P"),
-    "stationary/efficacy_stationary": Quantity("loss", "g^T P^-1 g of the stationary P"),
-    "stationary/efficacy_stability": Quantity("loss", "g^T P^-1 g of the least stable P"),
-    "stationary/efficacy_scalar": Quantity("loss", "g^T P^-1 g of P = S/2, S the sharpness"),
-}
-
-
-def axis(name: str) -> str:
-    """The dimension scale of a series of vectors."""
-    if name.endswith("_at"):
-        return "coordinate"
-    return "output" if name.endswith("outputs") else "direction"
-
-
-def quantity(name: str) -> Quantity:
-    """What the dataset called `name` (without its process) holds."""
-    if name in QUANTITIES:
-        return QUANTITIES[name]
-    if name.startswith("distance/"):
-        a, _, b = name.removeprefix("distance/").partition("-")
-        return Quantity("weight", f"distance between the weights of {a} and {b}")
-    return Quantity("unknown", name.replace("/", " ").replace("_", " "))
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package, of what it computes with, and of Python."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"centralflow_eqx": __version__, **found, "python": platform.python_version()}
 
 
 def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
@@ -394,8 +298,8 @@ def _describe(item: h5py.Dataset, name: str, scales: list[h5py.Dataset]) -> None
     about = quantity(name)
     item.attrs["units"] = about.units
     item.attrs["long_name"] = about.long_name
-    for axis, scale in enumerate(scales):
-        item.dims[axis].attach_scale(scale)
+    for i, scale in enumerate(scales):
+        item.dims[i].attach_scale(scale)
 
 
 def _plain(array: np.ndarray) -> Any:

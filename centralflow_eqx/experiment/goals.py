@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .spec.schema import Stop
+from ..spec.schema import Stop
 
 
 def goal_met(goals: Stop, process: str, series: Mapping[str, Any], first_loss: float) -> str:

@@ -1,0 +1,1 @@
+"""The mathematics: response, curvature, complementarity, oscillation."""

@@ -1,0 +1,1 @@
+"""From a spec to objects, and from objects to rows."""
