@@ -15,18 +15,13 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, Int
 
-from .complementarity import (
-    ComplementarySolution,
-    smat,
-    solve_complementarity,
-    svec,
-)
-from .complementarity import (
-    pairs as pair_indices,
-)
-from .curvature import Eigenpairs, Loss, third_derivatives
-from .response import Response, State, Vector, apply_columns
+from .complementarity import RESULTS, ComplementarySolution, solve_complementarity
+from .curvature import Eigenpairs, Loss, apply_columns, third_derivatives
+from .response import Response, State, Vector
+from .settings import Settings
 from .state_rate import AbstractStateRate
+from .symmetric import pairs as pair_indices
+from .symmetric import smat, svec
 
 
 class Point(eqx.Module):
@@ -44,16 +39,16 @@ class Oscillation(eqx.Module):
 
     `solution.X` is the covariance in the basis U, so its eigenvalues are variances in the P
     metric. `penalty` is grad <H, Sigma> / 2, what the mean gradient gains; `excess` is what the
-    average of the state's update gains. `third` has the third derivatives D3[u_i, u_i] as rows.
-    `slack` is the largest excess of an eigenvalue over 2 that was left for the next substep,
-    `by_state` the share of the stabilisation <X, beta[X]> that the optimizer's state does by
-    adapting; falling curvature does the rest. NaN where nothing oscillates.
+    average of the state's update gains. `pull` has D3^T K D3 for the third derivatives
+    D3 = D3[u_i, u_i]. `slack` is the largest excess of an eigenvalue over 2 that was left for the
+    next substep, `by_state` the share of the stabilisation <X, beta[X]> that the optimizer's state
+    does by adapting; falling curvature does the rest. NaN where nothing oscillates.
     """
 
     solution: ComplementarySolution
     penalty: Vector
     excess: State
-    third: Float[Array, "m d"]
+    pull: Float[Array, " m"]
     critical: Int[Array, ""]
     slack: Float[Array, ""]
     by_state: Float[Array, ""]
@@ -73,14 +68,19 @@ class Modes(eqx.Module):
     variances: Float[Array, " m"]
 
 
-def modes(pairs: Eigenpairs, X: Float[Array, "m m"]) -> Modes:
-    """The modes of the covariance U X U^T."""
+def modes(
+    Y: Float[Array, "d m"],
+    U: Float[Array, "d m"],
+    theta: Float[Array, " m"],
+    X: Float[Array, "m m"],
+) -> Modes:
+    """The modes of the covariance U X U^T, with U = K Y and H U = Y diag(theta)."""
     variances, V = jnp.linalg.eigh(X)
-    V = V[:, ::-1].astype(pairs.U.dtype)
+    V = V[:, ::-1].astype(U.dtype)
     return Modes(
-        vectors=pairs.U @ V,
-        gradients=(pairs.Y * pairs.theta) @ V,
-        projectors=pairs.Y @ V,
+        vectors=U @ V,
+        gradients=(Y * theta) @ V,
+        projectors=Y @ V,
         variances=jnp.maximum(variances[::-1], 0),
     )
 
@@ -90,40 +90,69 @@ def oscillate(
     response: Response,
     rate: AbstractStateRate,
     point: Point,
-    critical_above: float,
-    slack: Float[Array, ""],
-    restoration: float,
-    dt: float,
+    settings: Settings,
+    slack: Float[Array, " m"],
+    *,
+    fallback: bool = True,
 ) -> Oscillation:
-    """Solve for the oscillation at `point` over a substep of length `dt`.
+    """Solve for the oscillation at `point` over a substep.
 
     Eigenvalues may exceed 2 by up to `slack` where a flow started unstable. That excess shrinks at
-    the rate `restoration`, at most to nothing within the substep; any other ends at once.
+    the rate of restoration, at most to nothing within the substep; any other ends at once.
+    `fallback` is that of `solve_complementarity`.
     """
-    pairs = point.pairs
-    critical = jnp.sum(pairs.mask & (pairs.theta > critical_above)).astype(jnp.int32)
-    weights = pair_weights(pairs.theta.size, point.w.dtype)
-    third = third_derivatives(loss, point.w, pairs.U, critical)
-    # The gradient oscillates by H u = theta P u.
-    excesses = pair_excesses(response, point, pairs.theta * pairs.Y)
-    margin = _margin(response, rate, point, weights[:, None] * third, excesses, dt)
-    left = (1 - jnp.minimum(1, restoration * dt)) * jnp.clip(pairs.theta - 2, 0, slack)
-    alpha = margin.alpha + jnp.diag(left.astype(margin.alpha.dtype))
-    # At criticality beta is symmetric; its symmetric part makes the problem a convex program
-    # beyond (a start above the threshold).
-    beta = margin.by_weights + margin.by_state
-    solution = solve_complementarity(*restrict(alpha, (beta + beta.T) / 2, critical))
-    X = svec(solution.X)
-    x = X.astype(point.w.dtype)
-    rows, columns = pair_indices(pairs.theta.size)
+    pairs, dt = point.pairs, settings.dt
+    critical = count_critical(pairs, settings.critical_above)
+    kept = 1 - jnp.minimum(1, settings.restoration * dt)
+    left = kept * jnp.clip(pairs.theta - 2, 0, slack)
+
+    def active() -> Oscillation:
+        third = _weighted_thirds(loss, point, critical)
+        margin = _margin(response, rate, point, third, critical, dt)
+        beta = margin.by_weights + margin.by_state
+        alpha = margin.alpha + jnp.diag(left.astype(margin.alpha.dtype))
+        alpha, beta = restrict(alpha, beta, critical)
+        solution = solve_complementarity(alpha, beta, fallback=fallback)
+        X = svec(solution.X)
+        # The gradient oscillates by H u = theta P u.
+        excess = average_excess(response, point, pairs.theta * pairs.Y, solution.X, critical)
+        by_state = (X @ margin.by_state @ X) / (X @ beta @ X)
+        return Oscillation(
+            solution,
+            X.astype(third.dtype) @ third / 2,
+            excess,
+            _pull(point, third),
+            critical,
+            jnp.max(left),
+            by_state,
+        )
+
+    def quiet() -> Oscillation:
+        return _nothing(point, left)
+
+    return jax.lax.cond(critical > 0, active, quiet)
+
+
+def count_critical(pairs: Eigenpairs, above: Float[Array, ""]) -> Int[Array, ""]:
+    """How many directions may oscillate."""
+    return jnp.sum(pairs.mask & (pairs.theta > above)).astype(jnp.int32)
+
+
+def _nothing(point: Point, left: Float[Array, " m"]) -> Oscillation:
+    """What there is where no direction may oscillate."""
+    m, dtype = point.pairs.theta.size, point.w.dtype
+    zero = jnp.zeros((m, m), jnp.float64)
+    margin = jnp.diag(2 - point.pairs.theta.astype(jnp.float64))
+    none = jnp.zeros((), jnp.int64)
+    solved = ComplementarySolution(zero, margin, jnp.zeros(()), none, RESULTS.solved)
     return Oscillation(
-        solution=solution,
-        penalty=x @ (weights[:, None] * third) / 2,
-        excess=combine(excesses, x),
-        third=third[rows == columns],
-        critical=critical,
-        slack=jnp.max(left),
-        by_state=(X @ margin.by_state @ X) / (X @ beta @ X),
+        solved,
+        jnp.zeros_like(point.w),
+        jax.tree.map(jnp.zeros_like, point.post),
+        jnp.zeros(m, dtype),
+        jnp.zeros((), jnp.int32),
+        jnp.max(left),
+        jnp.full((), jnp.nan, jnp.float64),
     )
 
 
@@ -136,37 +165,92 @@ def pair_weights(m: int, dtype: jnp.dtype) -> Float[Array, " p"]:
     return jnp.where(rows == columns, 1, 2**0.5).astype(dtype)
 
 
-def pair_excesses(response: Response, point: Point, amplitudes: Float[Array, "d m"]) -> State:
-    """What an oscillation adds to the average of F, for every pair of directions, weighted.
+def _weighted_thirds(loss: Loss, point: Point, critical: Int[Array, ""]) -> Float[Array, "p d"]:
+    weights = pair_weights(point.pairs.theta.size, point.w.dtype)
+    return weights[:, None] * third_derivatives(loss, point.w, point.pairs.U, critical)
 
-    Column i of `amplitudes` is that of the gradient's oscillation in direction i. Leaves have a
-    leading axis of pairs.
+
+def curvature_penalty(
+    loss: Loss, point: Point, X: Float[Array, "m m"], critical: Int[Array, ""]
+) -> tuple[Vector, Float[Array, " m"]]:
+    """grad <H, Sigma> / 2 for the covariance `X`, and `Oscillation.pull`."""
+    third = _weighted_thirds(loss, point, critical)
+    return svec(X).astype(third.dtype) @ third / 2, _pull(point, third)
+
+
+def _pull(point: Point, third: Float[Array, "p d"]) -> Float[Array, " m"]:
+    rows, columns = pair_indices(point.pairs.theta.size)
+    own = third[rows == columns]
+    return jax.vmap(jnp.vdot)(own, apply_columns(point.gain, own.T).T)
+
+
+def average_excess(
+    response: Response,
+    point: Point,
+    amplitudes: Float[Array, "d m"],
+    X: Float[Array, "m m"],
+    critical: Int[Array, ""],
+) -> State:
+    """What an oscillation of covariance `X` adds to the average of F.
+
+    Column i of `amplitudes` is that of the gradient's oscillation in direction i. The sum over
+    pairs of directions is one over the modes of X, of which at most `critical` are not zero.
     """
-    m = amplitudes.shape[1]
+    none = jax.tree.map(jnp.zeros_like, point.post)
+    if not response.structure.statistics:
+        return none
+    variances, V = jnp.linalg.eigh(X.astype(point.w.dtype))
+    Q = amplitudes @ V[:, ::-1]
+    variances = jnp.maximum(variances[::-1], 0)
+
+    def add(k: Array, excess: State) -> State:
+        more = response.quadratic(point.post, point.grad, point.w, Q[:, k], Q[:, k])
+        return jax.tree.map(lambda e, c: e + variances[k].astype(c.dtype) * c, excess, more)
+
+    return jax.lax.fori_loop(0, critical, add, none)
+
+
+def state_columns(
+    response: Response,
+    point: Point,
+    amplitudes: Float[Array, "d m"],
+    critical: Int[Array, ""],
+    change: Callable[[State], Float[Array, " p"]],
+) -> Float[Array, "p p"]:
+    """For every pair of critical directions, how the margin changes with its share of the excess.
+
+    `change` maps what a pair adds to the average of F to the change of the margin. Columns of other
+    pairs are zero; one pair is at work at a time.
+    """
+    m = point.pairs.theta.size
     rows, columns = (jnp.asarray(i) for i in pair_indices(m))
+    weights = pair_weights(m, point.w.dtype)
+    none = jnp.zeros((len(rows), len(rows)), jnp.float64)
+    if not response.structure.statistics:
+        return none
 
-    def excess(row: Array, column: Array, weight: Array) -> State:
-        q, r = amplitudes[:, row], amplitudes[:, column]
-        added = response.quadratic(point.post, point.grad, point.w, q, r)
-        return jax.tree.map(lambda c: weight * c, added)
+    def fill(p: Array, beta: Float[Array, "p p"]) -> Float[Array, "p p"]:
+        q, r = amplitudes[:, rows[p]], amplitudes[:, columns[p]]
+        excess = response.quadratic(point.post, point.grad, point.w, q, r)
+        excess = jax.tree.map(lambda c: weights[p].astype(c.dtype) * c, excess)
+        return beta.at[:, p].set(change(excess).astype(beta.dtype))
 
-    return jax.vmap(excess)(rows, columns, pair_weights(m, point.w.dtype))
-
-
-def combine(excesses: State, x: Float[Array, " p"]) -> State:
-    """The excess of the oscillation with coordinates `x`."""
-    return jax.tree.map(lambda c: jnp.tensordot(x.astype(c.dtype), c, 1), excesses)
+    return jax.lax.fori_loop(0, critical * (critical + 1) // 2, fill, none)
 
 
 def gain_change(response: Response, point: Point) -> Callable[[Vector, State], Float[Array, " p"]]:
     """Change of U^T 2P U with the weights and the state: dP = -P dK P makes it -2 Y^T dK Y."""
-    pairs, w, post = point.pairs, point.w, point.post
+    Y, diagonal = point.pairs.Y, response.structure.gain in ("scalar", "diagonal")
 
-    def projected_gain(s: State, w: Vector) -> Float[Array, " p"]:
-        return svec(pairs.Y.T @ apply_columns(response.gain(s, w), pairs.Y))
+    def gain(s: State, w: Vector) -> Array:
+        gain = response.gain(s, w)
+        return lx.diagonal(gain) if diagonal else apply_columns(gain, Y)
+
+    _, tangent = jax.linearize(gain, point.post, point.w)
 
     def change(dw: Vector, ds: State) -> Float[Array, " p"]:
-        return -2 * jax.jvp(projected_gain, (post, w), (ds, dw))[1]
+        dK = tangent(ds, dw)
+        return -2 * svec(Y.T @ (dK[:, None] * Y if diagonal else dK))
 
     return change
 
@@ -184,8 +268,8 @@ def _margin(
     rate: AbstractStateRate,
     point: Point,
     third: Float[Array, "p d"],
-    excesses: State,
-    dt: float,
+    critical: Int[Array, ""],
+    dt: Float[Array, ""],
 ) -> _Margin:
     """The margin after `dt`, in terms of X.
 
@@ -197,19 +281,25 @@ def _margin(
     still, kept = jnp.zeros_like(w), jax.tree.map(jnp.zeros_like, post)
     J = response.slopes(post, w)
 
-    def by_weights(row: Vector) -> Float[Array, " p"]:
-        dw = dt * response.mean_gain(post, w, row / 2)
-        return change(dw, kept) - third @ dw
+    def moved(dw: Vector) -> Float[Array, " p"]:
+        turned = -third @ dw
+        return turned + change(dw, kept) if response.structure.follows_weights else turned
+
+    def by_weights(p: Array, beta: Float[Array, "p p"]) -> Float[Array, "p p"]:
+        dw = dt * response.mean_gain(post, w, third[p] / 2)
+        return beta.at[:, p].set(moved(dw).astype(beta.dtype))
 
     def by_state(excess: State) -> Float[Array, " p"]:
         return change(still, jax.tree.map(lambda c, j: rate.fraction(j, dt) * c, excess, J))
 
+    size, m = len(third), pairs.theta.size
+    number = critical * (critical + 1) // 2
     dw, ds = rate.velocity(response, post, w, point.grad, dt)
     drift = (change(dw, ds) - third @ dw).astype(jnp.float64)
     return _Margin(
-        jnp.diag(2 - pairs.theta.astype(jnp.float64)) + smat(drift, pairs.theta.size),
-        jax.vmap(by_weights, out_axes=1)(third).astype(jnp.float64),
-        jax.vmap(by_state, out_axes=1)(excesses).astype(jnp.float64),
+        jnp.diag(2 - pairs.theta.astype(jnp.float64)) + smat(drift, m),
+        jax.lax.fori_loop(0, number, by_weights, jnp.zeros((size, size), jnp.float64)),
+        state_columns(response, point, pairs.theta * pairs.Y, critical, by_state),
     )
 
 

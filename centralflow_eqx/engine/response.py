@@ -83,17 +83,24 @@ def relax(state: State, w: Vector) -> State:
 class Structure(NamedTuple):
     """What is known of a response's operators, so that diagonal ones are handled as vectors.
 
-    `gain` is "none" where no stability operator is defined. `momentum` says that some state is
-    linear in the gradient. `averages` and `sums` say that some state forgets, or adds up for ever,
-    squares of the gradient. `refusal` is why the rule has no central flow, empty if it has one.
+    `gain` is "none" where no stability operator is defined, and `follows_weights` says that it
+    changes with the weights themselves. `momentum` says that some state is linear in the gradient.
+    `averages` and `sums` say that some state forgets, or adds up for ever, squares of the gradient.
+    `refusal` is why the rule has no central flow, empty if it has one.
     """
 
     gain: Literal["none", "scalar", "diagonal", "general"] = "general"
     decay: Literal["none", "diagonal", "general"] = "general"
+    follows_weights: bool = True
     momentum: bool = True
     averages: bool = True
     sums: bool = False
     refusal: str = ""
+
+    @property
+    def statistics(self) -> bool:
+        """Whether some state is quadratic in the gradient."""
+        return self.averages or self.sums
 
 
 class Response(eqx.Module):
@@ -116,16 +123,10 @@ class Response(eqx.Module):
 
     def slopes(self, s: State, w: Vector) -> State:
         """J, entry by entry: the derivative of each entry of F by the same entry of the state."""
-        leaves, treedef = jax.tree.flatten(s)
-
-        def slope(i: int) -> Array:
-            def advance_leaf(leaf: Array) -> Array:
-                new = treedef.unflatten([*leaves[:i], leaf, *leaves[i + 1 :]])
-                return jax.tree.leaves(self.advance(new, jnp.zeros_like(w), w))[i]
-
-            return jax.jvp(advance_leaf, (leaves[i],), (jnp.ones_like(leaves[i]),))[1]
-
-        return treedef.unflatten([slope(i) for i in range(len(leaves))])
+        # One derivative does for all entries because no entry of F depends on another one of the
+        # state, which `examine` checks.
+        one = jax.tree.map(jnp.ones_like, s)
+        return jax.jvp(lambda s: self.advance(s, jnp.zeros_like(w), w), (s,), (one,))[1]
 
     def pre(self, s: State, g: Vector, w: Vector) -> State:
         """The state that an update with gradient `g` turns into `s`.
@@ -228,15 +229,15 @@ class Response(eqx.Module):
         """
         momentum = self.linearise(s, w)(jnp.ones_like(w), *jax.tree.map(jnp.zeros_like, (s, w)))[1]
 
-        def step(c: float) -> Vector:
+        def step(c: Float[Array, ""]) -> Vector:
             scaled = jax.tree.map(lambda x, m: jnp.where(jnp.any(m != 0), c * x, x), s, momentum)
             return self.step_from(scaled, c * g, w)
 
-        def state(c: float) -> Array:
+        def state(c: Float[Array, ""]) -> Array:
             return _flat(self.advance(s, c * g, w), w)
 
-        def parts(f: Callable[[float], Array]) -> tuple[Array, Array, Array]:
-            minus, still, half, plus = f(-1.0), f(0.0), f(0.5), f(1.0)
+        def parts(f: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
+            minus, still, half, plus = jax.vmap(f)(jnp.array([-1.0, 0.0, 0.5, 1.0], w.dtype))
             odd, even = (plus - minus) / 2, (plus + minus) / 2 - still
             return even, half - still - odd / 2 - even / 4, plus - still
 
@@ -245,11 +246,6 @@ class Response(eqx.Module):
         of_step = _distance(even, zero, moved) + _distance(rest, zero, moved)
         _, rest, moved = parts(state)
         return jnp.maximum(of_step, _distance(rest, jnp.zeros_like(rest), moved))
-
-
-def apply_columns(operator: lx.AbstractLinearOperator, V: Float[Array, "d m"]) -> Array:
-    """The operator applied to every column."""
-    return jax.vmap(operator.mv, in_axes=1, out_axes=1)(V)
 
 
 class _Probe(NamedTuple):
@@ -267,6 +263,7 @@ class _Probe(NamedTuple):
     asymmetry: Array
     gain_spread: Array
     gain_defect: Array
+    gain_motion: Array
     decay_size: Array
     decay_defect: Array
     momentum_size: Array
@@ -274,8 +271,31 @@ class _Probe(NamedTuple):
     sums: Array
 
 
+_TOLERANCE = 1e-8
+"""Relative defect of an operator, probed in float64, that is taken for rounding."""
+_AFTER = (0, 1, 10)
+"""Steps from where a rule is probed on: a schedule may start at zero, statistics fill up."""
+
+
 @eqx.filter_jit
 def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Probe:
+    """What is revealed at the state `s` and some steps later, one row each."""
+
+    def later(now: tuple[State, Vector], steps: Array) -> tuple:
+        s, g = now
+
+        def step(i: Array, s: State) -> State:
+            noise = jr.normal(jr.fold_in(key, i), w.shape, w.dtype)
+            # Gradients of the size of the one here, entry by entry: what is dead stays dead.
+            return rule.update(g * (1 + noise / 2), s, w)[1]
+
+        s = jax.lax.fori_loop(0, steps, step, s)
+        return (s, g), _probe_at(rule, s, w, g, key)
+
+    return jax.lax.scan(later, (s, g), jnp.diff(jnp.array(_AFTER), prepend=0))[1]
+
+
+def _probe_at(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Probe:
     response = Response(rule, Structure())
     zero, one, none = jnp.zeros_like(w), jnp.ones_like(w), jax.tree.map(jnp.zeros_like, s)
     q, r = jr.normal(key, (2, *w.shape), w.dtype)
@@ -295,6 +315,11 @@ def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Pr
         size = jnp.linalg.norm(image_q) * jnp.linalg.norm(r)
         return jnp.abs(jnp.vdot(image_q, r) - jnp.vdot(image_r, q)) / jnp.maximum(size, tiny)
 
+    def answers(w: Vector) -> tuple[Vector, Vector]:
+        respond = response.nyquist(s, w)
+        return respond(q, zero), respond(zero, q)
+
+    motion = jax.jvp(answers, (w,), (r,))[1]
     momentum = response.linearise(s, w)(q, none, zero)[1]
     still = (zero, response.pre(s, zero, w), w)
     raw = jax.jvp(rule.update, still, (q, none, zero))[1][0]
@@ -309,6 +334,7 @@ def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Pr
         asymmetry=jnp.maximum(asymmetry(k_q, k_r), asymmetry(mk_q, mk_r)),
         gain_spread=jnp.ptp(k_one) / jnp.maximum(jnp.max(jnp.abs(k_one)), tiny),
         gain_defect=_distance(k_q, k_one * q, k_q),
+        gain_motion=jnp.linalg.norm(_flat(motion, w)),
         decay_size=jnp.linalg.norm(m_q),
         decay_defect=_distance(m_q, m_one * q, m_q),
         momentum_size=jnp.linalg.norm(_flat(momentum, w)),
@@ -322,14 +348,18 @@ def examine(
 ) -> Response:
     """Probe a rule with random vectors and return its response.
 
-    `s` is a relaxed post-update state and `g` a gradient at `w`. `tol` is the relative defect up
-    to which an operator counts as symmetric or diagonal. Runs once, on the host. A rule outside
+    `s` is a relaxed post-update state and `g` a gradient at `w`. The rule is probed there and at
+    states some steps later, in float64 whatever the precision of `w`. `tol` is the relative defect
+    up to which an operator counts as symmetric or diagonal. Runs once, on the host. A rule outside
     the theory has its reason in `structure.refusal`: its state's recursion is not diagonal and
     stable (slopes J in [0, 1]), its step is not linear in an oscillating gradient, does not
     respond to one at all, or not symmetrically.
     """
-    tol = tol or 1e4 * float(jnp.finfo(w.dtype).eps)
-    probe = jax.device_get(_probe(rule, s, w, g, key))
+    tol = tol or _TOLERANCE
+    s, w, g = jax.tree.map(lambda x: x.astype(jnp.float64), (s, w, g))
+    rows = jax.device_get(_probe(rule, s, w, g, key))
+    probe = jax.tree.map(lambda x: x.max(axis=0), rows)
+    probe = probe._replace(slopes=(rows.slopes[:, 0].min(), rows.slopes[:, 1].max()))
     refusal = _refusal(probe, tol)
     defined = probe.response_size > 0 and probe.asymmetry <= tol
     undecayed = probe.decay_size == 0
@@ -342,6 +372,7 @@ def examine(
         Structure(
             gain=gain if defined else "none",
             decay="none" if undecayed else diagonal_decay,
+            follows_weights=bool(probe.gain_motion != 0),  # also where it is not a number
             momentum=bool(probe.momentum_size > 0),
             averages=bool(probe.averages),
             sums=bool(probe.sums),

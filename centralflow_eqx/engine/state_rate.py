@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 
 from .response import Response, State, Vector
 
+Time = float | Float[Array, ""]
+
 
 class AbstractStateRate(eqx.Module):
     """A continuation of the optimizer's state to fractions of a step.
@@ -26,18 +28,18 @@ class AbstractStateRate(eqx.Module):
     restoration: ClassVar[float]
 
     @abc.abstractmethod
-    def start(self, response: Response, s: State, g: Vector, w: Vector, dt: float) -> State:
+    def start(self, response: Response, s: State, g: Vector, w: Vector, dt: Time) -> State:
         """The state that a flow in substeps of `dt` starts with.
 
         `s` is the optimizer's own state before its step at `w`, where the gradient is `g`.
         """
 
     @abc.abstractmethod
-    def post(self, response: Response, s: State, g: Vector, w: Vector, dt: float) -> State:
+    def post(self, response: Response, s: State, g: Vector, w: Vector, dt: Time) -> State:
         """The post-update state that the next substep at `w` is taken with, oscillation aside."""
 
     @abc.abstractmethod
-    def fraction(self, J: Float[Array, "..."], dt: float) -> Float[Array, "..."]:
+    def fraction(self, J: Float[Array, "..."], dt: Time) -> Float[Array, "..."]:
         """How much of the increment F(s) - s a substep of length `dt` applies."""
 
     @abc.abstractmethod
@@ -52,7 +54,7 @@ class AbstractStateRate(eqx.Module):
         w: Vector,
         gradients: tuple[Vector, Vector],
         excess: State,
-        dt: float,
+        dt: Time,
     ) -> tuple[Vector, State]:
         """The flow's weights and state a time `dt` later.
 
@@ -61,14 +63,14 @@ class AbstractStateRate(eqx.Module):
         """
 
     def velocity(
-        self, response: Response, post: State, w: Vector, g: Vector, dt: float
+        self, response: Response, post: State, w: Vector, g: Vector, dt: Time
     ) -> tuple[Vector, State]:
         """Change of weights and post-update state over `dt` where nothing oscillates."""
         J = response.slopes(post, w)
         ds = self.increment(response.advance(post, g, w), post, J, dt)
         return dt * response.step_from(post, g, w), ds
 
-    def increment(self, target: State, s: State, J: State, dt: float) -> State:
+    def increment(self, target: State, s: State, J: State, dt: Time) -> State:
         """The share of `target - s` that a substep applies, leaf by leaf."""
         return jax.tree.map(lambda f, x, j: self.fraction(j, dt) * (f - x), target, s, J)
 
@@ -88,7 +90,7 @@ class Backward(AbstractStateRate):
     def post(self, response, s, g, w, dt):
         return s
 
-    def fraction(self, J: Float[Array, "..."], dt: float) -> Float[Array, "..."]:
+    def fraction(self, J: Float[Array, "..."], dt: Time) -> Float[Array, "..."]:
         return dt * self.rate(J)
 
     def rate(self, J: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -119,14 +121,17 @@ class Exponential(AbstractStateRate):
         ds = self.increment(response.advance(s, g, w), s, response.slopes(s, w), dt)
         return jax.tree.map(jnp.add, s, ds)
 
-    def fraction(self, J: Float[Array, "..."], dt: float) -> Float[Array, "..."]:
-        rest = jnp.where(J == 1, 1, 1 - J)
-        return jnp.where(J == 1, dt, (1 - J**dt) / rest)
+    def fraction(self, J: Float[Array, "..."], dt: Time) -> Float[Array, "..."]:
+        # (1 - J^dt)/(1 - J) without its cancellation for J close to 1, where it tends to dt.
+        rest = 1 - J
+        kept = jnp.where(rest == 1, -jnp.inf, jnp.log1p(-jnp.where(rest == 1, 0, rest)))
+        share = jnp.where(dt > 0, -jnp.expm1(jnp.where(dt > 0, dt, 1) * kept), 0)
+        return jnp.where(rest == 0, dt, share / jnp.where(rest == 0, 1, rest))
 
     def rate(self, J: Float[Array, "..."]) -> Float[Array, "..."]:
         # An entry that forgets at once (J = 0) follows its target within a step, as in Backward.
-        rest = jnp.where((J == 1) | (J == 0), 1, 1 - J)
-        return jnp.where((J == 1) | (J == 0), 1, -jnp.log(jnp.where(J == 0, 1, J)) / rest)
+        rest = jnp.where((J == 1) | (J == 0), 0, 1 - J)
+        return jnp.where(rest == 0, 1, -jnp.log1p(-rest) / jnp.where(rest == 0, 1, rest))
 
     def substep(self, response, s, w, gradients, excess, dt):
         _, g_mean = gradients

@@ -19,10 +19,18 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .complementarity import ComplementarySolution, smat, solve_complementarity, svec
+from .complementarity import ComplementarySolution, solve_complementarity
 from .curvature import Eigenpairs, EigenTracker, LocalModel
-from .oscillation import Point, combine, gain_change, pair_excesses, restrict
+from .oscillation import (
+    Point,
+    average_excess,
+    count_critical,
+    gain_change,
+    restrict,
+    state_columns,
+)
 from .response import Response, State, Structure, Vector
+from .symmetric import smat
 
 _MOST_ITERATIONS = 200
 # An iteration goes half of the way to the linearised solution, and all of it near the end. Further
@@ -86,7 +94,9 @@ def solve_stationary(
 
     def body(now: _Iterate) -> _Iterate:
         gain = response.gain(now.post, w)
-        pairs = tracker.solve(model, gain, now.found.point.pairs, exact_above=exact_above)
+        pairs = tracker.solve(
+            model, gain, now.found.point.pairs, explore=True, exact_above=exact_above
+        )
         point = Point(w, now.post, model.grad, gain, pairs)
         solution, step = _newton_step(response, point, tracker.track_above, now.share)
         change = _relative(step, now.post) / now.share
@@ -128,8 +138,6 @@ def _newton_step(
 ) -> tuple[ComplementarySolution, State]:
     """The oscillation of the linearised problem, and `share` of the way to its state."""
     pairs, post, w = point.pairs, point.post, point.w
-    # A stationary oscillation is critical: H u = 2 P u, which also makes beta symmetric.
-    excesses = pair_excesses(response, point, 2 * pairs.Y)
     J = response.slopes(post, w)
 
     def settle(gap: State) -> State:
@@ -143,11 +151,14 @@ def _newton_step(
     gap = jax.tree.map(jnp.subtract, response.advance(post, point.grad, w), post)
     drift = change(still, settle(gap)).astype(jnp.float64)
     alpha = jnp.diag(2 - pairs.theta.astype(jnp.float64)) + smat(drift, pairs.theta.size)
-    beta = jax.vmap(lambda e: change(still, settle(e)), out_axes=1)(excesses)
-    beta = beta.astype(jnp.float64)
-    critical = jnp.sum(pairs.mask & (pairs.theta > above)).astype(jnp.int32)
-    solution = solve_complementarity(*restrict(alpha, (beta + beta.T) / 2, critical))
-    excess = combine(excesses, svec(solution.X).astype(w.dtype))
+    critical = count_critical(pairs, above)
+    # A stationary oscillation is critical: H u = 2 P u, which also makes beta symmetric.
+    amplitudes = 2 * pairs.Y
+    beta = state_columns(
+        response, point, amplitudes, critical, lambda excess: change(still, settle(excess))
+    )
+    solution = solve_complementarity(*restrict(alpha, beta, critical))
+    excess = average_excess(response, point, amplitudes, solution.X, critical)
     return solution, settle(jax.tree.map(jnp.add, gap, excess))
 
 

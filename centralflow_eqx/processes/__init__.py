@@ -1,8 +1,22 @@
-"""Processes: the optimizer and the flows that describe it, each advancing step by step."""
+"""Processes: the optimizer and the flows that describe it, each moving step by step."""
 
-from ._base import STOP, AbstractProcess, Minibatch, Observation, Setting, Spectra
+from ._base import (
+    STOP,
+    AbstractObserver,
+    AbstractProcess,
+    Minibatch,
+    Observation,
+    Setting,
+    Swing,
+    Verdict,
+    View,
+    capacity,
+    failed,
+    widen_state,
+)
 from ._registry import PROCESSES
-from ._spectra import start_spectra, survey, widen_spectra
+from ._spectra import Sight, has_raw_spectrum, look
+from ._trust import diagnose
 from .ablated import Ablated
 from .central import Central
 from .discrete import Discrete
@@ -15,6 +29,7 @@ __all__ = [
     "PROCESSES",
     "STOP",
     "Ablated",
+    "AbstractObserver",
     "AbstractProcess",
     "Central",
     "Discrete",
@@ -23,10 +38,16 @@ __all__ = [
     "Minibatch",
     "Observation",
     "Setting",
-    "Spectra",
+    "Sight",
     "Stable",
     "Stationary",
-    "start_spectra",
-    "survey",
-    "widen_spectra",
+    "Swing",
+    "Verdict",
+    "View",
+    "capacity",
+    "diagnose",
+    "failed",
+    "has_raw_spectrum",
+    "look",
+    "widen_state",
 ]

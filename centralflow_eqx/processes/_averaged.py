@@ -1,7 +1,7 @@
 """Flows of an optimizer's time average, in substeps over which the oscillation is constant."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -9,28 +9,43 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..engine.complementarity import RESULTS
-from ..engine.curvature import LocalModel, fourth_derivatives
-from ..engine.oscillation import Oscillation, Point, modes, oscillate
-from ..engine.response import State, Vector, apply_columns, relax
-from ._base import STOP, AbstractProcess, Observation, Setting, Spectra, flow_refusal
-from ._spectra import common_series, track_raw, widen_spectra
+from ..engine.curvature import Eigenpairs, LocalModel
+from ..engine.oscillation import Oscillation, Point, oscillate
+from ..engine.response import State, Vector, relax
+from ._base import STOP, AbstractProcess, Setting, Swing, Verdict, View, flow_refusal
+from ._spectra import common_series
 
 S = TypeVar("S")
 
-TOTALS = ("hvps", "third_derivatives", "gradients")
-WORST = ("sdcp_residual", "sdcp_iterations")
-
 
 class AveragedState(eqx.Module):
-    """Weights, the optimizer state in the convention of the state rate, tracked spectra.
+    """Weights, the optimizer state in the convention of the state rate, tracked eigenpairs.
 
     `slack` is how far eigenvalues may still exceed 2 because the flow started unstable.
     """
 
     w: Vector
     s: State
-    spectra: Spectra
+    pairs: Eigenpairs
     slack: Float[Array, ""]
+
+
+class Work(NamedTuple):
+    """What the substeps of a step cost, and how good their solutions are at worst."""
+
+    hvps: Array
+    third_derivatives: Array
+    sdcp_iterations: Array
+    sdcp_residual: Array
+    converged: Array
+
+
+class Substep(NamedTuple):
+    """A substep's outcome: its view, work and verdict."""
+
+    view: View
+    work: Work
+    verdict: Verdict
 
 
 class AbstractAveragedFlow(AbstractProcess):
@@ -38,126 +53,140 @@ class AbstractAveragedFlow(AbstractProcess):
 
     Over a substep the oscillation's covariance Sigma is constant. It adds its own share to the
     averages in the optimizer's state and, where `penalised`, grad <H, Sigma> / 2 to the mean
-    gradient.
+    gradient. `thorough` compiles the path-following solver for problems that Newton's method fails
+    on; without it such a problem ends the process.
     """
 
     setting: eqx.AbstractVar[Setting]
+    thorough: eqx.AbstractVar[bool]
     penalised: eqx.AbstractClassVar[bool]
 
     def refusal(self) -> str:
         return flow_refusal(self.setting)
 
-    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> AveragedState:
-        setting, dt = self.setting, 1 / self.setting.substeps
+    def init(self, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray) -> AveragedState:
+        setting = self.setting
         grad = jax.grad(setting.loss)(w)
+        dt = setting.settings.dt
         start = setting.rate.start(setting.response, relax(s, w), grad, w, dt)
         anything = jnp.asarray(jnp.inf, w.dtype)
-        return AveragedState(w, start, spectra, anything)
+        return AveragedState(w, start, pairs, anything)
 
-    def step(
-        self, state: AveragedState, observed: Bool[Array, ""]
-    ) -> tuple[AveragedState, Observation]:
-        def substep(state: AveragedState, first: Array) -> tuple[AveragedState, Observation]:
-            return _substep(self.setting, state, first, observed & first, self.penalised)
+    def move(self, state: AveragedState) -> tuple[AveragedState, View, Verdict]:
+        def substep(state: AveragedState, first: Array) -> tuple[AveragedState, Substep]:
+            return _substep(self.setting, state, first, self.penalised, self.thorough)
 
-        return scan_substeps(substep, state, self.setting.substeps)
+        return take_substeps(self.setting, substep, state)
 
-    def widen(self, state: AveragedState, capacity: int) -> AveragedState:
-        return eqx.tree_at(lambda s: s.spectra, state, widen_spectra(state.spectra, capacity))
+    def tracked(self, state: AveragedState) -> Eigenpairs:
+        return state.pairs
 
 
-def scan_substeps(
-    substep: Callable[[S, Bool[Array, ""]], tuple[S, Observation]], state: S, number: int
-) -> tuple[S, Observation]:
-    """Take `number` substeps, each told whether it is the first, and observe the step.
+def take_substeps(
+    setting: Setting,
+    substep: Callable[[S, Bool[Array, ""]], tuple[S, Substep]],
+    state: S,
+) -> tuple[S, View, Verdict]:
+    """Take the substeps of a step, each told whether it is the first.
 
-    The record is of the state before the step, that is of the first substep; counters and the
-    quality of solutions are over all substeps.
+    The view is of the state before the step, that is of the first substep; counters and the quality
+    of solutions are over all substeps.
     """
     shapes = jax.eval_shape(substep, state, jnp.asarray(True))[1]
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def body(carry: tuple[S, Observation], first: Array) -> tuple:
-        state, seen = substep(carry[0], first)
-        # Only small arrays are kept of the others: an observation holds several vectors.
-        small = {k: seen.series[k] for k in TOTALS + WORST}, seen.overflow, seen.stop
-        held = jax.tree.map(lambda new, old: jnp.where(first, new, old), seen, carry[1])
-        return (state, held), small
+    def body(i: Array, carry: tuple[S, Substep]) -> tuple[S, Substep]:
+        state, seen = carry
+        first = i == 0
+        state, new = substep(state, first)
+        view = jax.tree.map(lambda a, b: jnp.where(first, a, b), new.view, seen.view)
+        verdict = Verdict(
+            seen.verdict.overflow | new.verdict.overflow,
+            # The first reason to stop counts.
+            STOP.where(
+                first | (seen.verdict.stop == STOP.running), new.verdict.stop, seen.verdict.stop
+            ),
+        )
+        return state, Substep(view, _together(first, seen.work, new.work), verdict)
 
-    first = jnp.arange(number) == 0
-    (state, held), (series, overflow, stops) = jax.lax.scan(body, (state, nothing), first)
-    over_all = {k: jnp.sum(series[k]) for k in TOTALS} | {k: jnp.max(series[k]) for k in WORST}
-    stopped = stops != STOP.running
-    stop = jax.tree.map(lambda code: code[jnp.argmax(stopped)], stops)
-    return state, eqx.tree_at(
-        lambda o: (o.series, o.overflow, o.stop),
-        held,
-        (held.series | over_all, jnp.any(overflow), stop),
+    number = jnp.asarray(setting.settings.substeps)
+    state, done = jax.lax.fori_loop(0, number, body, (state, nothing))
+    work = done.work._asdict()
+    work |= {"gradients": number, "converged": work["converged"].astype(jnp.int32)}
+    view = eqx.tree_at(lambda v: v.series, done.view, done.view.series | work)
+    return state, view, done.verdict
+
+
+def _together(first: Array, before: Work, new: Work) -> Work:
+    """Costs add up, the worst quality counts."""
+    return Work(
+        before.hvps + new.hvps,
+        before.third_derivatives + new.third_derivatives,
+        jnp.maximum(before.sdcp_iterations, new.sdcp_iterations),
+        jnp.maximum(before.sdcp_residual, new.sdcp_residual),
+        (first | before.converged) & new.converged,
     )
 
 
 def _substep(
-    setting: Setting,
-    state: AveragedState,
-    first: Bool[Array, ""],
-    observed: Bool[Array, ""],
-    penalised: bool,
-) -> tuple[AveragedState, Observation]:
-    w, response, rate, dt = state.w, setting.response, setting.rate, 1 / setting.substeps
+    setting: Setting, state: AveragedState, first: Bool[Array, ""], penalised: bool, thorough: bool
+) -> tuple[AveragedState, Substep]:
+    w, response, rate, settings = state.w, setting.response, setting.rate, setting.settings
     model = setting.local_model(w)
-    post = rate.post(response, state.s, model.grad, w, dt)
+    post = rate.post(response, state.s, model.grad, w, settings.dt)
     gain = response.gain(post, w)
     pairs = setting.tracker.solve(
-        model, gain, state.spectra.effective, explore=first, exact_above=setting.critical_above
+        model, gain, state.pairs, explore=first, exact_above=settings.critical_above
     )
-    spectra = track_raw(setting, model, Spectra(pairs, state.spectra.raw), observed)
     point = Point(w, post, model.grad, gain, pairs)
+    slack = jnp.where(_known(state.pairs, pairs), state.slack, jnp.inf)
     oscillation = oscillate(
-        setting.loss,
-        response,
-        rate,
-        point,
-        setting.critical_above,
-        state.slack,
-        setting.restoration,
-        dt,
+        setting.loss, response, rate, point, settings, slack, fallback=thorough
     )
     penalty = oscillation.penalty if penalised else jnp.zeros_like(w)
     gradients = (model.grad, model.grad + penalty)
-    w_new, s_new = rate.substep(response, state.s, w, gradients, oscillation.excess, dt)
-    observation = observe_averaged(setting, model, point, oscillation, spectra, observed)
-    return AveragedState(w_new, s_new, spectra, oscillation.slack), observation
+    w_new, s_new = rate.substep(response, state.s, w, gradients, oscillation.excess, settings.dt)
+    seen = show(setting, model, point, oscillation)
+    return AveragedState(w_new, s_new, pairs, oscillation.slack), seen
 
 
-def observe_averaged(
-    setting: Setting,
-    model: LocalModel,
-    point: Point,
-    oscillation: Oscillation,
-    spectra: Spectra,
-    observed: Bool[Array, ""],
-) -> Observation:
-    """What is known of a flow that oscillates at `point`."""
-    series = common_series(setting, model, point.post, point.gain, spectra)
-    series |= _predictions(model, point, oscillation)
-    series |= _diagnostics(setting, point, oscillation, observed)
-    return Observation(
-        point.w,
-        point.post,
-        series,
-        setting.tracker.overflows(point.pairs),
-        _stop(oscillation),
-        modes(point.pairs, oscillation.solution.X),
-    )
+def _known(before: Eigenpairs, now: Eigenpairs) -> Bool[Array, " m"]:
+    """Which directions lie, for the better part, in the span of those tracked before.
+
+    A direction that is found late may be unstable without having been let.
+    """
+    overlap = jnp.where(before.mask[:, None], before.Y.T @ now.U, 0)
+    return jnp.sum(overlap**2, axis=0) > 0.5
 
 
-def _stop(oscillation: Oscillation) -> STOP:
-    result = oscillation.solution.result
-    return STOP.where(
-        result == RESULTS.solved,
+def show(setting: Setting, model: LocalModel, point: Point, oscillation: Oscillation) -> Substep:
+    """What is seen of a flow that oscillates at `point`."""
+    pairs, solution = point.pairs, oscillation.solution
+    critical = oscillation.critical
+    series = common_series(setting, model, point.post, point.gain, pairs)
+    hvps = series.pop("hvps")
+    series |= _predictions(model, point, oscillation) | {
+        "critical_directions": critical,
+        "trust_cubic": _cubic(point, oscillation),
+        "stabilised_by_state": oscillation.by_state,
+    }
+    stop = STOP.where(
+        solution.result == RESULTS.solved,
         STOP.running,
-        STOP.where(result == RESULTS.no_solution, STOP.no_solution, STOP.unsolved),
+        STOP.where(solution.result == RESULTS.no_solution, STOP.no_solution, STOP.unsolved),
     )
+    finite = jnp.isfinite(model.loss) & jnp.all(jnp.isfinite(point.w))
+    stop = STOP.where(finite, stop, STOP.not_finite)
+    work = Work(
+        hvps,
+        critical * (critical + 1) // 2,
+        solution.iterations,
+        solution.residual,
+        pairs.converged,
+    )
+    swing = Swing(pairs.Y, pairs.theta, solution.X, point.grad, critical)
+    view = View(point.w, point.post, series, None, swing)
+    return Substep(view, work, Verdict(setting.tracker.overflows(pairs), stop))
 
 
 def _predictions(model: LocalModel, point: Point, oscillation: Oscillation) -> dict[str, Array]:
@@ -175,44 +204,10 @@ def _predictions(model: LocalModel, point: Point, oscillation: Oscillation) -> d
     }
 
 
-def _diagnostics(
-    setting: Setting, point: Point, oscillation: Oscillation, observed: Bool[Array, ""]
-) -> dict[str, Array]:
-    """How far the flow can be trusted: the theory is of second order in a small oscillation.
-
-    Per direction, `trust_cubic` is the fraction by which a move as large as the oscillation can
-    change the eigenvalue, sqrt(X_ii) (D3^T K D3)^(1/2) / theta_i with D3 = D3[u_i, u_i];
-    `trust_quartic` the neglected quartic share of the averaged loss,
-    X_ii |D4[u_i, u_i, u_i, u_i]| / (12 theta_i); `trust_response` the share of the optimizer's
-    step that is not linear in a gradient as large as it gets (clipping that has become active).
-    Above 0.3 in any, or with unconverged eigenpairs, the row is flagged `untrusted`.
-
-    `stabilised_by_state` is the share of the stabilisation that the optimizer's state does.
-    """
-    pairs, solution, critical = point.pairs, oscillation.solution, oscillation.critical
-    variance = jnp.maximum(jnp.diagonal(solution.X), 0).astype(point.w.dtype)
+def _cubic(point: Point, oscillation: Oscillation) -> Float[Array, " m"]:
+    """`trust_cubic` of `trust.diagnose`, for which third derivatives are at hand here."""
+    pairs = point.pairs
+    variance = jnp.maximum(jnp.diagonal(oscillation.solution.X), 0).astype(point.w.dtype)
     size = jnp.where(pairs.theta != 0, jnp.abs(pairs.theta), 1)
-    pull = jax.vmap(jnp.vdot)(oscillation.third, apply_columns(point.gain, oscillation.third.T).T)
-    cubic = jnp.sqrt(variance * jnp.maximum(pull, 0)) / size
-    watched = jnp.where(observed, critical, 0)
-    quartic = (
-        variance
-        * jnp.abs(fourth_derivatives(setting.loss, point.w, pairs.U, watched))
-        / (12 * size)
-    )
-    peak = point.grad + pairs.Y @ (pairs.theta * jnp.sqrt(variance))
-    nonlinearity = setting.response.nonlinearity(point.post, point.w, peak)
-    small = jnp.all(cubic <= 0.3) & jnp.all(quartic <= 0.3) & (nonlinearity <= 0.3)
-    doubtful = ~(small & pairs.converged)
-    return {
-        "critical_directions": critical,
-        "sdcp_residual": solution.residual,
-        "sdcp_iterations": solution.iterations,
-        "third_derivatives": critical * (critical + 1) // 2,
-        "gradients": jnp.ones((), jnp.int32),
-        "stabilised_by_state": oscillation.by_state,
-        "trust_cubic": jnp.where(pairs.mask, cubic, jnp.nan),
-        "trust_quartic": jnp.where(pairs.mask, quartic, jnp.nan),
-        "trust_response": nonlinearity,
-        "untrusted": (doubtful | (solution.result != RESULTS.solved)).astype(jnp.int32),
-    }
+    cubic = jnp.sqrt(variance * jnp.maximum(oscillation.pull, 0)) / size
+    return jnp.where(pairs.mask, cubic, jnp.nan)

@@ -1,15 +1,24 @@
-"""What every process has in common: it is observed, then moves by one optimizer step."""
+"""What every process has in common: one pytree that moves by optimizer steps."""
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..engine.curvature import Eigenpairs, EigenTracker, LocalModel, Loss, local_model
+from ..engine.curvature import (
+    Eigenpairs,
+    EigenTracker,
+    LocalModel,
+    Loss,
+    local_model,
+    widen,
+)
 from ..engine.oscillation import Modes
 from ..engine.response import Response, State, Vector
+from ..engine.settings import Settings
 from ..engine.state_rate import AbstractStateRate, Backward
 
 Minibatch = Callable[[Vector, Int[Array, ""], PRNGKeyArray], Float[Array, ""]]
@@ -26,48 +35,84 @@ class STOP(eqx.Enumeration):
         "no oscillation keeps the flow stable: the complementarity problem has no solution"
     )
     unsolved = "the complementarity problem could not be solved to its tolerance"
+    not_finite = "loss or weights are not finite"
+
+
+def failed(stop: STOP) -> Bool[Array, ""]:
+    """Whether the process stopped for a numerical reason: its last row is not valid."""
+    return (stop == STOP.no_solution) | (stop == STOP.unsolved) | (stop == STOP.not_finite)
 
 
 class Setting(eqx.Module):
-    """What processes share: the loss, the optimizer's derived response and the flow's settings.
+    """What processes share: the loss, the optimizer's derived response and the settings.
 
-    `substeps` is the number of Euler steps of a central flow per optimizer step, `critical_above`
-    the effective eigenvalue from which a direction may oscillate, `restoration` the rate, per
-    optimizer step, at which a central flow that starts unstable is made stable, `max_sharpness`
-    the effective eigenvalue at which a stable flow gives up, `hvp_chunk` the number of
-    Hessian-vector products taken at once (0: all), `minibatch` the loss whose gradients a
-    mini-batch optimizer takes.
+    `settings` are resolved. `minibatch` is the loss whose gradients a mini-batch optimizer takes.
     """
 
     loss: Loss
     response: Response
     rate: AbstractStateRate
-    tracker: EigenTracker
-    substeps: int = 4
-    critical_above: float = 1.95
-    restoration: float = float("inf")
-    max_sharpness: float = 100.0
-    hvp_chunk: int = 0
+    settings: Settings
     minibatch: Minibatch | None = None
 
     def local_model(self, w: Vector) -> LocalModel:
         """Loss, gradient and Hessian-vector products at `w`."""
-        return local_model(self.loss, w, self.hvp_chunk)
+        return local_model(self.loss, w, self.settings.hvp_chunk)
+
+    @property
+    def tracker(self) -> EigenTracker:
+        """The eigensolver; the Hessian's own eigenvalues, of rules without gain, have no
+        threshold above which they would be tracked."""
+        settings = self.settings
+        above = jnp.inf if self.response.structure.gain == "none" else settings.track_above
+        return EigenTracker(above, settings.initial, settings.tol)
+
+
+class View(eqx.Module):
+    """What a process shows of a step, for those who observe it.
+
+    `post` is the post-update state at the weights `w`; `series` are small arrays for the record,
+    among them what the step cost. `middle` is the midpoint of an optimizer's iterates around `w`.
+    """
+
+    w: Vector
+    post: State
+    series: dict[str, Array]
+    middle: Vector | None = None
+    oscillation: "Swing | None" = None
+
+
+class Swing(eqx.Module):
+    """A flow's oscillation at a step: covariance `X` in the basis U = K `Y`, gradient `grad`."""
+
+    Y: Float[Array, "d m"]
+    theta: Float[Array, " m"]
+    X: Float[Array, "m m"]
+    grad: Vector
+    critical: Int[Array, ""]
+
+
+class Verdict(NamedTuple):
+    """How a step went.
+
+    `overflow` says that more eigenpairs want tracking than there is room for, `stop` why the
+    process ends with this step.
+    """
+
+    overflow: Bool[Array, ""]
+    stop: STOP
 
 
 class Observation(eqx.Module):
-    """What is known of a process at one step.
+    """What is known of a process at a recorded step.
 
     `post` is the post-update state at the weights, `series` are the small arrays that a run
-    records. `overflow` says that more eigenpairs want tracking than there is room for.
-    `oscillation` is that of a flow that predicts one.
+    records, `oscillation` is that of a flow that predicts one.
     """
 
     weights: Vector
     post: State
     series: dict[str, Array]
-    overflow: Bool[Array, ""]
-    stop: STOP
     oscillation: Modes | None = None
 
 
@@ -84,50 +129,56 @@ def flow_refusal(setting: Setting) -> str:
     return ""
 
 
-class Spectra(eqx.Module):
-    """Tracked eigenpairs of the effective Hessian and of the Hessian itself.
-
-    `raw` is absent where the two differ by a scalar factor only, or where there is no effective
-    Hessian and the other takes its place.
-    """
-
-    effective: Eigenpairs
-    raw: Eigenpairs | None
-
-    @property
-    def products(self) -> Array:
-        """Hessian-vector products of the last solves."""
-        raw = 0 if self.raw is None else self.raw.products
-        return self.effective.products + raw
-
-
 class AbstractProcess(eqx.Module):
-    """Something that evolves in optimizer steps from given weights and optimizer state.
+    """Something that moves in optimizer steps from given weights and optimizer state.
 
-    Everything that evolves is in one pytree, the state.
+    Everything that evolves is in one pytree, the state. `move` takes a step and shows the process
+    as it was before it; what only serves the record is left to observers of that view.
     """
 
     setting: eqx.AbstractVar[Setting]
+    oscillates: eqx.AbstractClassVar[bool]
+    """Whether its weights alternate between two places, as an optimizer's at the edge do."""
 
     @abc.abstractmethod
     def refusal(self) -> str:
         """Why the setting's rule has no such process, empty if it has."""
 
     @abc.abstractmethod
-    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> Any:
+    def init(self, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray) -> Any:
         """The state at weights `w` and the optimizer's own state `s` before its step there.
 
-        `spectra` are those at `w`, or unsolved ones; `key` is for what a process draws.
+        `pairs` are those of the effective Hessian at `w`; `key` is for what a process draws.
         """
 
     @abc.abstractmethod
-    def step(self, state: Any, observed: Bool[Array, ""]) -> tuple[Any, Observation]:
-        """Observe the state, then advance it by one optimizer step.
-
-        What only serves the record is skipped, and its series are not meaningful, where
-        `observed` is false.
-        """
+    def move(self, state: Any) -> tuple[Any, View, Verdict]:
+        """Take one optimizer step."""
 
     @abc.abstractmethod
-    def widen(self, state: Any, capacity: int) -> Any:
-        """The same state with room to track `capacity` eigenpairs."""
+    def tracked(self, state: Any) -> Eigenpairs | None:
+        """The eigenpairs that it needs to move; None for a process that moves without any."""
+
+
+class AbstractObserver(eqx.Module):
+    """A series of weights that is seen in the views of another process, its `source`."""
+
+    source: eqx.AbstractClassVar[str]
+
+    @abc.abstractmethod
+    def place(self, view: View) -> Vector:
+        """The weights that it shows of a step."""
+
+
+def capacity(process: AbstractProcess, state: Any) -> int:
+    """For how many eigenpairs there is room; 0 for a process that moves without any."""
+    pairs = process.tracked(state)
+    return 0 if pairs is None else pairs.theta.size
+
+
+def widen_state(process: AbstractProcess, state: Any, capacity: int) -> Any:
+    """The same state with room to track `capacity` eigenpairs."""
+    pairs = process.tracked(state)
+    if pairs is None:
+        return state
+    return eqx.tree_at(process.tracked, state, widen(pairs, capacity))

@@ -1,6 +1,6 @@
 """The processes a spec can name."""
 
 from ..registry import Registry
-from ._base import AbstractProcess
+from ._base import AbstractObserver, AbstractProcess
 
-PROCESSES: Registry[AbstractProcess] = Registry("process")
+PROCESSES: Registry[AbstractProcess | AbstractObserver] = Registry("process")

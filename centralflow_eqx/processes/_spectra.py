@@ -1,86 +1,62 @@
-"""The spectra that a process tracks, and the series that every process records."""
+"""Series of spectra, and the observer that tracks what a process does not need to move."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import jax.random as jr
 import lineax as lx
-from jaxtyping import Array, Bool, PRNGKeyArray
+from jaxtyping import Array, Bool, Int
 
-from ..engine.curvature import Eigenpairs, EigenTracker, LocalModel, unsolved, widen
-from ..engine.response import State, Vector, relax
-from ._base import Setting, Spectra
-
-
-def start_spectra(setting: Setting, w: Vector, capacity: int, key: PRNGKeyArray) -> Spectra:
-    """Spectra of which nothing is known yet."""
-    effective, raw = (unsolved(w.size, capacity, w.dtype, k) for k in jr.split(key))
-    differ = setting.response.structure.gain in ("diagonal", "general")
-    return Spectra(effective, raw if differ else None)
+from ..engine.curvature import Eigenpairs, EigenTracker, LocalModel
+from ..engine.response import State, Vector
+from ._base import Setting
 
 
-def widen_spectra(spectra: Spectra, capacity: int) -> Spectra:
-    """Room for `capacity` eigenpairs in each spectrum."""
-    raw = None if spectra.raw is None else widen(spectra.raw, capacity)
-    return Spectra(widen(spectra.effective, capacity), raw)
+class Sight(eqx.Module):
+    """Where a spectrum is looked at.
+
+    `raw` asks for the `wanted` leading eigenvalues of the Hessian itself instead of those of the
+    effective Hessian; `oscillating` says that the point alternates between two places.
+    """
+
+    w: Vector
+    post: State
+    wanted: Int[Array, ""]
+    raw: Bool[Array, ""]
+    oscillating: Bool[Array, ""]
 
 
-def survey(setting: Setting, w: Vector, s: State, spectra: Spectra) -> Spectra:
-    """Both spectra where processes start, at `w` with the optimizer's own state `s`."""
-    model = setting.local_model(w)
-    post = relax(setting.response.rule.update(model.grad, s, w)[1], w)
-    gain = setting.response.gain(post, w)
-    return track_for_record(setting, model, gain, spectra, jnp.asarray(True))
+def look(
+    setting: Setting, pairs: Eigenpairs, sight: Sight
+) -> tuple[Eigenpairs, dict[str, Array], Bool[Array, ""]]:
+    """The spectrum at a point, what is recorded of it, and whether there was too little room.
 
-
-def track_raw(
-    setting: Setting,
-    model: LocalModel,
-    spectra: Spectra,
-    observed: bool | Bool[Array, ""],
-    *,
-    oscillating: bool = False,
-) -> Spectra:
-    """Track as many eigenvalues of the Hessian as are tracked of the effective Hessian."""
-    if spectra.raw is None:
-        return spectra
+    One program serves all processes, and both spectra.
+    """
+    model, tracker = setting.local_model(sight.w), setting.tracker
+    gain = setting.response.gain(sight.post, sight.w)
     tracker = EigenTracker(
-        track_above=float("inf"), initial=spectra.effective.active, tol=setting.tracker.tol
+        jnp.where(sight.raw, jnp.inf, tracker.track_above),
+        jnp.where(sight.raw, sight.wanted, tracker.initial),
+        tracker.tol,
     )
-    identity = lx.DiagonalLinearOperator(jnp.ones_like(model.grad))
-
-    def skip(pairs: Eigenpairs) -> Eigenpairs:
-        return eqx.tree_at(lambda p: p.products, pairs, jnp.zeros_like(pairs.products))
-
-    raw = jax.lax.cond(
-        observed,
-        lambda pairs: tracker.solve(model, identity, pairs, explore=True, oscillating=oscillating),
-        skip,
-        spectra.raw,
+    found = tracker.solve(
+        model,
+        _either(sight.raw, gain),
+        pairs,
+        explore=True,
+        oscillating=sight.oscillating,
     )
-    return Spectra(spectra.effective, raw)
+    series = common_series(setting, model, sight.post, gain, found)
+    series["gradients"] = jnp.ones((), jnp.int32)
+    return found, series, tracker.overflows(found)
 
 
-def track_for_record(
-    setting: Setting,
-    model: LocalModel,
-    gain: lx.AbstractLinearOperator,
-    spectra: Spectra,
-    observed: Bool[Array, ""],
-    *,
-    oscillating: bool = False,
-) -> Spectra:
-    """Both spectra, for a process that does not need them to move."""
-
-    def solve(spectra: Spectra) -> Spectra:
-        effective = setting.tracker.solve(
-            model, gain, spectra.effective, explore=True, oscillating=oscillating
-        )
-        return track_raw(
-            setting, model, Spectra(effective, spectra.raw), True, oscillating=oscillating
-        )
-
-    return jax.lax.cond(observed, solve, lambda spectra: spectra, spectra)
+def _either(raw: Bool[Array, ""], gain: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    """The identity where `raw`, else the gain."""
+    if isinstance(gain, lx.DiagonalLinearOperator):
+        return lx.DiagonalLinearOperator(jnp.where(raw, 1, lx.diagonal(gain)))
+    return lx.FunctionLinearOperator(
+        lambda v: jnp.where(raw, v, gain.mv(v)), gain.in_structure(), lx.symmetric_tag
+    )
 
 
 def common_series(
@@ -88,32 +64,31 @@ def common_series(
     model: LocalModel,
     post: State,
     gain: lx.AbstractLinearOperator,
-    spectra: Spectra,
+    pairs: Eigenpairs,
 ) -> dict[str, Array]:
     """The series that every process records; eigenvalues beyond the active ones are NaN."""
-    effective = spectra.effective
 
     def visible(values: Array) -> Array:
-        return jnp.where(effective.mask, values, jnp.nan)
+        return jnp.where(pairs.mask, values, jnp.nan)
 
+    kind = setting.response.structure.gain
     series = {
         "train_loss": model.loss,
         "grad_norm_sq": jnp.vdot(model.grad, model.grad),
-        "eigenvalues": visible(effective.theta),
-        "eigen_residuals": visible(effective.residuals),
-        "hvps": spectra.products,
+        "eigenvalues": visible(pairs.theta),
+        "eigen_residuals": visible(pairs.residuals),
+        "hvps": pairs.products,
     }
-    if spectra.raw is not None:
-        series["raw_eigenvalues"] = visible(spectra.raw.theta)
-    elif setting.response.structure.gain == "none":
+    if kind == "none":
         series["raw_eigenvalues"] = series["eigenvalues"]
-        series["eigenvalues"] = jnp.full_like(effective.theta, jnp.nan)
-    else:
+        series["eigenvalues"] = jnp.full_like(pairs.theta, jnp.nan)
+    elif kind == "scalar":
         step_size = jnp.mean(lx.diagonal(gain))
-        series["raw_eigenvalues"] = visible(effective.theta / step_size)
+        series["raw_eigenvalues"] = visible(pairs.theta / step_size)
         series["effective_step"] = step_size
-    parts = setting.response.rule.parts(post, model.grad)
-    return series | {
-        f"state/{name}_sum": sum((jnp.sum(x) for x in jax.tree.leaves(part)), jnp.zeros(()))
-        for name, part in parts.items()
-    }
+    return series
+
+
+def has_raw_spectrum(setting: Setting) -> bool:
+    """Whether the Hessian's own eigenvalues are other than a multiple of the effective ones."""
+    return setting.response.structure.gain in ("diagonal", "general")

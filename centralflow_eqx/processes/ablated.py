@@ -17,4 +17,6 @@ class Ablated(AbstractAveragedFlow):
     """
 
     setting: Setting
+    thorough: bool = False
+    oscillates: ClassVar[bool] = False
     penalised: ClassVar[bool] = False

@@ -16,4 +16,6 @@ class Central(AbstractAveragedFlow):
     """
 
     setting: Setting
+    thorough: bool = False
+    oscillates: ClassVar[bool] = False
     penalised: ClassVar[bool] = True

@@ -1,21 +1,24 @@
 """The optimizer itself."""
 
-import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, PRNGKeyArray
+from typing import ClassVar
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from ..engine.curvature import Eigenpairs
 from ..engine.response import State, Vector, relax
-from ._base import STOP, AbstractProcess, Observation, Setting, Spectra
+from ._base import STOP, AbstractProcess, Setting, Verdict, View
 from ._registry import PROCESSES
-from ._spectra import common_series, track_for_record, widen_spectra
 
 
 class DiscreteState(eqx.Module):
-    """Weights and the optimizer's own state before its step there."""
+    """Weights, the optimizer's own state before its step there, and the iterate before."""
 
     w: Vector
     s: State
-    spectra: Spectra
+    before: Vector
 
 
 @PROCESSES.register("discrete")
@@ -23,31 +26,30 @@ class Discrete(AbstractProcess):
     """The optimizer's own iteration w+ = w + G(s, g, w)."""
 
     setting: Setting
+    oscillates: ClassVar[bool] = True
 
     def refusal(self) -> str:
         return ""
 
-    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> DiscreteState:
-        return DiscreteState(w, s, spectra)
+    def init(self, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray) -> DiscreteState:
+        # NaN marks that nothing came before the first iterate.
+        return DiscreteState(w, s, jnp.full_like(w, jnp.nan))
 
-    def step(
-        self, state: DiscreteState, observed: Bool[Array, ""]
-    ) -> tuple[DiscreteState, Observation]:
-        setting, w = self.setting, state.w
-        model = setting.local_model(w)
-        step, s = setting.response.rule.update(model.grad, state.s, w)
-        post = relax(s, w)
-        gain = setting.response.gain(post, w)
-        spectra = track_for_record(setting, model, gain, state.spectra, observed, oscillating=True)
-        series = common_series(setting, model, post, gain, spectra)
-        observation = Observation(
-            w,
-            post,
-            series | {"gradients": jnp.ones((), jnp.int32)},
-            setting.tracker.overflows(spectra.effective),
-            STOP.running,
-        )
-        return DiscreteState(w + step, s, spectra), observation
+    def move(self, state: DiscreteState) -> tuple[DiscreteState, View, Verdict]:
+        w, rule = state.w, self.setting.response.rule
+        loss, grad = jax.value_and_grad(self.setting.loss)(w)
+        step, s = rule.update(grad, state.s, w)
+        first = jnp.all(jnp.isnan(state.before))
+        middle = jnp.where(first, w, (state.before + 2 * w + (w + step)) / 4)
+        view = View(w, relax(s, w), {"gradients": jnp.ones((), jnp.int32)}, middle)
+        verdict = Verdict(jnp.zeros((), bool), finite(loss, w))
+        return DiscreteState(w + step, s, w), view, verdict
 
-    def widen(self, state: DiscreteState, capacity: int) -> DiscreteState:
-        return DiscreteState(state.w, state.s, widen_spectra(state.spectra, capacity))
+    def tracked(self, state: DiscreteState) -> None:
+        return None
+
+
+def finite(loss: Array, w: Vector) -> STOP:
+    """A stop where loss or weights are not finite."""
+    ok = jnp.isfinite(loss) & jnp.all(jnp.isfinite(w))
+    return STOP.where(ok, STOP.running, STOP.not_finite)

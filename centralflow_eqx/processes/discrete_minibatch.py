@@ -1,14 +1,17 @@
 """The optimizer with gradients of mini-batches."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
+from ..engine.curvature import Eigenpairs
 from ..engine.response import State, Vector, relax
-from ._base import STOP, AbstractProcess, Observation, Setting, Spectra
+from ._base import AbstractProcess, Setting, Verdict, View
 from ._registry import PROCESSES
-from ._spectra import common_series, track_for_record, widen_spectra
+from .discrete import finite
 
 
 class MinibatchState(eqx.Module):
@@ -16,7 +19,6 @@ class MinibatchState(eqx.Module):
 
     w: Vector
     s: State
-    spectra: Spectra
     taken: Int[Array, ""]
     key: PRNGKeyArray
 
@@ -29,34 +31,24 @@ class DiscreteMinibatch(AbstractProcess):
     """
 
     setting: Setting
+    oscillates: ClassVar[bool] = False
 
     def refusal(self) -> str:
         if self.setting.minibatch is None:
             return "there are no mini-batches: give their size, `minibatch.size` in a spec"
         return ""
 
-    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> MinibatchState:
-        return MinibatchState(w, s, spectra, jnp.zeros((), jnp.int32), key)
+    def init(self, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray) -> MinibatchState:
+        return MinibatchState(w, s, jnp.zeros((), jnp.int32), key)
 
-    def step(
-        self, state: MinibatchState, observed: Bool[Array, ""]
-    ) -> tuple[MinibatchState, Observation]:
-        setting, w = self.setting, state.w
-        assert setting.minibatch is not None
-        grad = jax.grad(setting.minibatch)(w, state.taken, state.key)
-        step, s = setting.response.rule.update(grad, state.s, w)
-        post, model = relax(s, w), setting.local_model(w)
-        gain = setting.response.gain(post, w)
-        spectra = track_for_record(setting, model, gain, state.spectra, observed)
-        series = common_series(setting, model, post, gain, spectra)
-        observation = Observation(
-            w,
-            post,
-            series | {"gradients": jnp.ones((), jnp.int32)},
-            setting.tracker.overflows(spectra.effective),
-            STOP.running,
-        )
-        return MinibatchState(w + step, s, spectra, state.taken + 1, state.key), observation
+    def move(self, state: MinibatchState) -> tuple[MinibatchState, View, Verdict]:
+        minibatch, w = self.setting.minibatch, state.w
+        assert minibatch is not None
+        loss, grad = jax.value_and_grad(minibatch)(w, state.taken, state.key)
+        step, s = self.setting.response.rule.update(grad, state.s, w)
+        view = View(w, relax(s, w), {"gradients": jnp.ones((), jnp.int32)})
+        verdict = Verdict(jnp.zeros((), bool), finite(loss, w))
+        return MinibatchState(w + step, s, state.taken + 1, state.key), view, verdict
 
-    def widen(self, state: MinibatchState, capacity: int) -> MinibatchState:
-        return eqx.tree_at(lambda s: s.spectra, state, widen_spectra(state.spectra, capacity))
+    def tracked(self, state: MinibatchState) -> None:
+        return None

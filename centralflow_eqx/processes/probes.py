@@ -15,7 +15,7 @@ import jax.random as jr
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..engine.curvature import Eigenpairs, LocalModel, unsolved
+from ..engine.curvature import Eigenpairs, LocalModel, unsolved, widen
 from ..engine.response import State, Vector
 from ..engine.stationary import (
     StationaryState,
@@ -24,7 +24,7 @@ from ..engine.stationary import (
     start_factor,
     stationary_refusal,
 )
-from . import Observation, Setting
+from ._base import Observation, Setting
 
 Series = dict[str, Array]
 
@@ -50,6 +50,10 @@ class AbstractProbe(eqx.Module):
         """The first carry, with room for `capacity` directions."""
 
     @abc.abstractmethod
+    def widen(self, carry: Any) -> Any:
+        """The same carry with twice the room."""
+
+    @abc.abstractmethod
     def measure(
         self, setting: Setting, seen: Observation, carry: Any
     ) -> tuple[Series, Any, Bool[Array, ""]]:
@@ -70,6 +74,9 @@ class AbstractLook(AbstractProbe):
         return ""
 
     def init(self, w: Vector, capacity: int, key: PRNGKeyArray) -> None:
+        return None
+
+    def widen(self, carry: None) -> None:
         return None
 
     def measure(
@@ -148,6 +155,10 @@ class Preconditioners(AbstractProbe):
         pairs = unsolved(w.size, capacity, w.dtype, pairs_key)
         return pairs, start_factor(w.size, min(w.size, _COLUMNS), w.dtype, factor_key)
 
+    def widen(self, carry: tuple[Eigenpairs, Array]) -> tuple[Eigenpairs, Array]:
+        pairs, factor = carry
+        return widen(pairs, 2 * pairs.theta.size), factor
+
     def measure(
         self, setting: Setting, seen: Observation, carry: tuple[Eigenpairs, Array]
     ) -> tuple[Series, tuple[Eigenpairs, Array], Bool[Array, ""]]:
@@ -160,7 +171,7 @@ class Preconditioners(AbstractProbe):
             w,
             seen.post,
             pairs,
-            exact_above=setting.critical_above,
+            exact_above=setting.settings.critical_above,
         )
         point, gain = found.point, response.gain(seen.post, w)
         scalar = 2 * jnp.vdot(model.grad, model.grad) / seen.series["raw_eigenvalues"][0]

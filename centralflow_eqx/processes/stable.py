@@ -1,17 +1,19 @@
 """The flow of an optimizer that never oscillates."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ..engine.curvature import Eigenpairs
 from ..engine.response import State, Vector, relax
-from ._base import STOP, AbstractProcess, Observation, Setting, Spectra, flow_refusal
+from ._base import STOP, AbstractProcess, Setting, Verdict, View, flow_refusal
 from ._registry import PROCESSES
-from ._spectra import common_series, track_for_record, widen_spectra
+from ._spectra import common_series
+from .discrete import finite
 
 
 class _FirstStep(dfx.AbstractStepSizeController):
@@ -34,11 +36,11 @@ class _FirstStep(dfx.AbstractStepSizeController):
 
 
 class StableState(eqx.Module):
-    """Weights and post-update optimizer state."""
+    """Weights, post-update optimizer state, tracked eigenpairs."""
 
     w: Vector
     post: State
-    spectra: Spectra
+    pairs: Eigenpairs
 
 
 @PROCESSES.register("stable")
@@ -47,47 +49,42 @@ class Stable(AbstractProcess):
 
     dw/dt = G(s, g), ds/dt = rate(J) (F(s, g) - s) with a post-update state s, integrated
     adaptively (Tsit5). It becomes stiff as the effective sharpness grows, which bounds the step
-    size of an explicit method, and stops beyond `max_sharpness`.
+    size of an explicit method, and stops beyond `max_sharpness`, at whatever step that happens.
     """
 
     setting: Setting
     max_substeps: int = 4096
+    oscillates: ClassVar[bool] = False
 
     def refusal(self) -> str:
         return flow_refusal(self.setting)
 
-    def init(self, w: Vector, s: State, spectra: Spectra, key: PRNGKeyArray) -> StableState:
+    def init(self, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray) -> StableState:
         setting = self.setting
         grad = jax.grad(setting.loss)(w)
         post = setting.rate.start(setting.response, relax(s, w), grad, w, 0.0)
-        return StableState(w, post, spectra)
+        return StableState(w, post, pairs)
 
-    def step(
-        self, state: StableState, observed: Bool[Array, ""]
-    ) -> tuple[StableState, Observation]:
+    def move(self, state: StableState) -> tuple[StableState, View, Verdict]:
         setting, w, post = self.setting, state.w, state.post
         model = setting.local_model(w)
         gain = setting.response.gain(post, w)
-        spectra = track_for_record(setting, model, gain, state.spectra, observed)
-        sharpness = spectra.effective.theta[0]
-        series = common_series(setting, model, post, gain, spectra)
+        pairs = setting.tracker.solve(model, gain, state.pairs, explore=True)
+        sharpness = pairs.theta[0]
         new, gradients, failed = self._integrate(w, post, sharpness)
         stop = STOP.where(
-            sharpness > setting.max_sharpness,
+            sharpness > setting.settings.max_sharpness,
             STOP.sharpness,
             STOP.where(failed, STOP.step_size, STOP.running),
         )
-        observation = Observation(
-            w,
-            post,
-            series | {"gradients": gradients + 1},
-            setting.tracker.overflows(spectra.effective),
-            stop,
-        )
-        return StableState(*new, spectra), observation
+        bad = finite(model.loss, w)
+        stop = STOP.where(bad == STOP.running, stop, bad)
+        series = common_series(setting, model, post, gain, pairs) | {"gradients": gradients + 1}
+        verdict = Verdict(setting.tracker.overflows(pairs), stop)
+        return StableState(*new, pairs), View(w, post, series), verdict
 
-    def widen(self, state: StableState, capacity: int) -> StableState:
-        return StableState(state.w, state.post, widen_spectra(state.spectra, capacity))
+    def tracked(self, state: StableState) -> Eigenpairs:
+        return state.pairs
 
     def _velocity(self, t: Any, y: PyTree, args: PyTree) -> tuple[Vector, State]:
         (w, post), response, rate = y, self.setting.response, self.setting.rate

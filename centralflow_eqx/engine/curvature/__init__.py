@@ -4,6 +4,7 @@ from .eigen import Eigenpairs, EigenTracker, unsolved, widen
 from .products import (
     LocalModel,
     Loss,
+    apply_columns,
     fourth_derivatives,
     local_model,
     third_derivative,
@@ -15,6 +16,7 @@ __all__ = [
     "Eigenpairs",
     "LocalModel",
     "Loss",
+    "apply_columns",
     "fourth_derivatives",
     "local_model",
     "third_derivative",

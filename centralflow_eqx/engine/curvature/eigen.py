@@ -2,10 +2,13 @@
 
 The effective Hessian of an optimizer is the pencil H u = theta P u, critical at theta = 2. Only
 products with H and with K = P^{-1} are used: with u = K y the pencil reads K H K y = theta K y,
-self-adjoint in the inner product of K. The solver is LOBPCG (Knyazev, 2001) in that inner product,
-started from the eigenvectors of the last solve, extrapolated.
+self-adjoint in the inner product of K. The solver is a block Davidson method without preconditioner
+(Davidson, 1975; Saad, "Numerical Methods for Large Eigenvalue Problems", chapter 8) in that inner
+product: a basis that starts with the eigenvectors of the last solve, extrapolated, and grows by the
+residuals of those columns that have not converged. Converged columns cost nothing more.
 """
 
+import functools
 from typing import NamedTuple
 
 import equinox as eqx
@@ -15,17 +18,16 @@ import jax.random as jr
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..response import apply_columns
-from .products import LocalModel
+from .products import LocalModel, apply_columns
 
 
 class Eigenpairs(eqx.Module):
     """The leading eigenpairs, in descending order, and what it took to find them.
 
     U has P-orthonormal columns (U^T P U = I), Y = P U. The first `active` columns are converged
-    to the tolerances of `EigenTracker`; the others are guards that speed convergence up and reveal
-    directions on the rise. `previous` is Y of the solve before, `fresh` marks columns to be drawn
-    at random, `products` counts Hessian-vector products of the last solve.
+    to the tolerances of `EigenTracker`; what follows are guesses of the next eigenvectors.
+    `previous` is Y of the solve before, `fresh` marks columns that are empty, `products` counts
+    Hessian-vector products of the last solve.
     """
 
     Y: Float[Array, "d m"]
@@ -69,7 +71,7 @@ def widen(pairs: Eigenpairs, capacity: int) -> Eigenpairs:
     new = unsolved(d, capacity, pairs.Y.dtype, pairs.key)
     keep = lambda old, wide: wide.at[..., :m].set(old)  # noqa: E731
     return eqx.tree_at(
-        lambda p: (p.Y, p.U, p.theta, p.residuals, p.previous, p.fresh),
+        lambda p: (p.Y, p.U, p.theta, p.residuals, p.previous, p.fresh, p.active),
         new,
         (
             keep(pairs.Y, new.Y),
@@ -78,34 +80,36 @@ def widen(pairs: Eigenpairs, capacity: int) -> Eigenpairs:
             keep(pairs.residuals, new.residuals),
             keep(pairs.previous, new.previous),
             keep(pairs.fresh, new.fresh),
+            pairs.active,
         ),
     )
 
 
-class _Block(NamedTuple):
-    """Vectors with their images: S, K S and H K S."""
+class _Basis(NamedTuple):
+    """K-orthonormal vectors V, their images K V and H K V, and T = V^T K H K V, `size` of them.
 
-    S: Float[Array, "d n"]
-    KS: Float[Array, "d n"]
-    HKS: Float[Array, "d n"]
+    Columns beyond `size` are zero.
+    """
 
-    def combine(self, C: Float[Array, "n m"]) -> "_Block":
-        return _Block(*(part @ C for part in self))
-
-    def minus(self, other: "_Block") -> "_Block":
-        return _Block(*(a - b for a, b in zip(self, other, strict=True)))
-
-    def beside(self, *others: "_Block") -> "_Block":
-        return _Block(*(jnp.concatenate(parts, 1) for parts in zip(self, *others, strict=True)))
+    V: Float[Array, "d n"]
+    KV: Float[Array, "d n"]
+    HKV: Float[Array, "d n"]
+    T: Float[Array, "n n"]
+    size: Int[Array, ""]
 
 
-class _Iterate(NamedTuple):
-    ritz: _Block
-    conjugate: _Block
+class _Search(NamedTuple):
+    """A basis, its leading Ritz pairs, and the first `count` columns it is to be expanded by."""
+
+    basis: _Basis
+    C: Float[Array, "n m"]
+    Y: Float[Array, "d m"]
     theta: Float[Array, " m"]
-    defect: Float[Array, "d m"]
     residuals: Float[Array, " m"]
+    expansion: Float[Array, "d m"]
+    count: Int[Array, ""]
     iteration: Int[Array, ""]
+    products: Int[Array, ""]
 
 
 class EigenTracker(eqx.Module):
@@ -116,17 +120,15 @@ class EigenTracker(eqx.Module):
     - `tol`: bound on |H u - theta P u|_K / theta for the directions that a solve is told to make
       `exact`. The other tracked directions are only watched; their eigenvalues, accurate to the
       square of the residual, need `sqrt(tol)`.
-    - `restart_every`: iterations after which a stalled solve is restarted with fresh random
-      directions beside the current ones, up to `max_iterations`.
+    - `max_iterations`: expansions of the basis in a solve.
     - `exploration`: size of the random perturbation of the last guard on request, so that an
       eigenvector orthogonal to all the others cannot stay unseen.
     """
 
-    track_above: float = 1.5
+    track_above: float | Float[Array, ""] = 1.5
     initial: int | Int[Array, ""] = 1
-    tol: float = 1e-6
+    tol: float | Float[Array, ""] = 1e-6
     max_iterations: int = 240
-    restart_every: int = 60
     exploration: float = 1e-3
 
     def solve(
@@ -136,34 +138,33 @@ class EigenTracker(eqx.Module):
         pairs: Eigenpairs,
         *,
         explore: bool | Bool[Array, ""] = False,
-        exact_above: float = float("inf"),
-        oscillating: bool = False,
+        exact_above: float | Float[Array, ""] = float("inf"),
+        oscillating: bool | Bool[Array, ""] = False,
     ) -> Eigenpairs:
         """Eigenpairs at the point of `model`, warm-started from `pairs`.
 
         Eigenvectors of eigenvalues above `exact_above` are converged to `tol`. The start is an
         extrapolation of the last two solves or, where the point oscillates with period two, the
-        solve before the last. Up to five times as many dimensions as columns are solved densely:
-        a search space has three times as many, and nearly fills them.
+        solve before the last. As many columns are worked on as were active, and on `explore` one
+        more that reveals what rises. A problem of few dimensions is solved to rounding.
         """
-        d, m = pairs.Y.shape
-        key, draw, again = jr.split(pairs.key, 3)
-        if d <= 5 * m:
-            solved, products = _dense(model, gain, m), jnp.asarray(d, jnp.int32)
-        else:
-            start = self._start(gain, pairs, draw, explore, oscillating)
-            solved, products = self._iterate(model, gain, start, exact_above, again)
-        ritz, theta, residuals = solved.ritz, solved.theta, solved.residuals
+        key, draw = jr.split(pairs.key)
+        worked = self._worked(pairs, explore)
+        # A column that has never been seen is drawn at random, but only when it is needed.
+        random = explore | (worked > jnp.sum(~pairs.fresh))
+        start = self._start(gain, pairs, worked, draw, random, oscillating)
+        found = self._search(model, gain, start, worked, explore, exact_above)
+        basis, theta = found.basis, found.theta
         return Eigenpairs(
-            Y=ritz.S,
-            U=ritz.KS,
+            Y=found.Y,
+            U=basis.KV @ found.C,
             theta=theta,
-            residuals=residuals,
-            previous=jnp.where(pairs.fresh, ritz.S, pairs.Y),
-            fresh=jnp.zeros_like(pairs.fresh),
-            active=self._active(theta),
-            converged=self._converged(theta, residuals, exact_above),
-            products=products,
+            residuals=found.residuals,
+            previous=jnp.where(pairs.fresh, found.Y, pairs.Y),
+            fresh=jnp.arange(theta.size) >= basis.size,
+            active=jnp.clip(self._active(theta), 1, jnp.maximum(basis.size, 1)),
+            converged=self._converged(theta, found.residuals, exact_above),
+            products=found.products,
             key=key,
         )
 
@@ -172,78 +173,205 @@ class EigenTracker(eqx.Module):
         d, m = pairs.Y.shape
         return (m < d) & (pairs.theta[-1] > self.track_above)
 
+    def _worked(self, pairs: Eigenpairs, explore: bool | Bool[Array, ""]) -> Int[Array, ""]:
+        """How many columns a solve starts with: all of them where nothing is known yet."""
+        m = pairs.theta.size
+        unguarded = pairs.theta[jnp.maximum(pairs.active, 1) - 1] > self.track_above
+        worked = pairs.active + (explore | unguarded)
+        return jnp.where(pairs.active == 0, m, jnp.minimum(worked, m)).astype(jnp.int32)
+
     def _active(self, theta: Float[Array, " m"]) -> Int[Array, ""]:
         wanted = jnp.maximum(self.initial, jnp.sum(theta > self.track_above) + 1)
         return jnp.minimum(wanted, theta.size).astype(jnp.int32)
 
+    def _unfinished(
+        self,
+        theta: Float[Array, " m"],
+        residuals: Float[Array, " m"],
+        exact_above: float | Float[Array, ""],
+    ) -> Bool[Array, " m"]:
+        """Active columns whose residual is larger than it may be."""
+        allowed = jnp.where(theta > exact_above, self.tol, self.tol**0.5)
+        return (jnp.arange(theta.size) < self._active(theta)) & ~(residuals <= allowed)
+
     def _converged(
-        self, theta: Float[Array, " m"], residuals: Float[Array, " m"], exact_above: float
+        self,
+        theta: Float[Array, " m"],
+        residuals: Float[Array, " m"],
+        exact_above: float | Float[Array, ""],
     ) -> Bool[Array, ""]:
-        needed = jnp.where(theta > exact_above, self.tol, self.tol**0.5)
-        watched = jnp.arange(theta.size) < self._active(theta)
-        return jnp.all(~watched | (residuals <= needed))
+        return ~jnp.any(self._unfinished(theta, residuals, exact_above))
 
     def _start(
         self,
         gain: lx.AbstractLinearOperator,
         pairs: Eigenpairs,
+        worked: Int[Array, ""],
         key: PRNGKeyArray,
-        explore: bool | Bool[Array, ""],
-        oscillating: bool,
+        random: bool | Bool[Array, ""],
+        oscillating: bool | Bool[Array, ""],
     ) -> Float[Array, "d m"]:
         """Forecast eigenvectors; random columns where `fresh`, random noise to explore."""
-        noise = _random_columns(gain, pairs.Y, key)
-        if oscillating:
-            start = pairs.previous
-        else:
-            # The earlier basis is first rotated onto the present one (Procrustes), because bases
-            # of close eigenvalues turn arbitrarily between solves.
-            left, _, right = jnp.linalg.svd(pairs.previous.T @ pairs.U, full_matrices=False)
-            start = 2 * pairs.Y - pairs.previous @ (left @ right)
-        last = jnp.arange(pairs.theta.size) == pairs.theta.size - 1
-        start = start + jnp.where(explore & last, self.exploration, 0) * noise
-        return jnp.where(pairs.fresh, noise, start)
+        m = pairs.theta.size
+        kept = (jnp.arange(m) < worked) & ~pairs.fresh
+        identity = jnp.eye(m, dtype=pairs.Y.dtype)
+        # The earlier basis is first rotated onto the present one (Procrustes), because bases of
+        # close eigenvalues turn arbitrarily between solves.
+        overlap = jnp.where(kept[:, None] & kept, pairs.previous.T @ pairs.U, identity)
+        left, _, right = jnp.linalg.svd(overlap, full_matrices=False)
+        forecast = 2 * pairs.Y - pairs.previous @ (left @ right)
+        start = jnp.where(oscillating, pairs.previous, forecast)
 
-    def _iterate(
+        def perturbed(start: Float[Array, "d m"]) -> Float[Array, "d m"]:
+            noise = _random_columns(gain, start, key)
+            last = jnp.arange(m) == worked - 1
+            start = start + jnp.where(last, self.exploration, 0) * noise
+            return jnp.where(pairs.fresh, noise, start)
+
+        return jax.lax.cond(random, perturbed, lambda start: start, start)
+
+    def _search(
         self,
         model: LocalModel,
         gain: lx.AbstractLinearOperator,
         start: Float[Array, "d m"],
-        exact_above: float,
-        key: PRNGKeyArray,
-    ) -> tuple[_Iterate, Int[Array, ""]]:
-        m = start.shape[1]
+        worked: Int[Array, ""],
+        explore: bool | Bool[Array, ""],
+        exact_above: float | Float[Array, ""],
+    ) -> _Search:
+        d, m = start.shape
+        block = model.chunk or (1 if jax.default_backend() == "cpu" else m)
+        room = min(d, 2 * m + _SEARCH_COLUMNS)
+        columns = jnp.arange(m)
 
-        def product(S: Float[Array, "d m"]) -> _Block:
-            KS = apply_columns(gain, S)
-            return _Block(S, KS, model.hvps(KS))
+        def body(now: _Search) -> _Search:
+            # A full basis is cut back to its Ritz vectors, which carry on what it had found.
+            full = now.basis.size + now.count > room
+            basis = jax.lax.cond(full & (room < d), _compress, lambda b, *_: b, *now[:4])
+            basis, accepted = _expand(gain, model, basis, now.expansion, now.count, block)
+            C, theta = _rayleigh_ritz(basis, m)
+            Y, HKY = basis.V @ C, basis.HKV @ C
+            defect, residuals = _residuals(gain, Y, HKY, theta)
+            needed = self._unfinished(theta, residuals, exact_above)
+            if room == d:
+                needed |= (columns < worked) & (residuals > _EXACT * jnp.finfo(Y.dtype).eps)
+            needed |= explore & (now.iteration == 0) & (columns == worked - 1)
+            # Nothing is left to expand by where the basis has stopped growing.
+            needed &= (accepted > 0) & (columns < basis.size)
+            order = jnp.argsort(~needed, stable=True)
+            return _Search(
+                basis,
+                C,
+                Y,
+                theta,
+                residuals,
+                defect[:, order],
+                jnp.sum(needed).astype(jnp.int32),
+                now.iteration + 1,
+                now.products + accepted,
+            )
 
-        def finish(ritz: _Block, conjugate: _Block, theta: Array, iteration: Array) -> _Iterate:
-            defect, residuals = _residuals(gain, ritz, theta)
-            return _Iterate(ritz, conjugate, theta, defect, residuals, iteration)
+        def unfinished(now: _Search) -> Bool[Array, ""]:
+            return (now.count > 0) & (now.iteration <= self.max_iterations)
 
-        def body(now: _Iterate) -> _Iterate:
-            restart = (now.iteration + 1) % self.restart_every == 0
-            noise = _random_columns(gain, start, jr.fold_in(key, now.iteration))
-            expansion = jnp.where(restart, noise, now.defect)
-            expansion = _unit_columns(gain, _orthogonalise(now.ritz, expansion))
-            space = now.ritz.beside(product(expansion), now.conjugate)
-            C, theta = _rayleigh_ritz(space, m)
-            ritz = space.combine(C)
-            step = space.combine(C.at[:m].set(0))
-            overlap = ritz.KS.T @ step.S
-            return finish(ritz, step.minus(ritz.combine(overlap)), theta, now.iteration + 1)
+        return jax.lax.while_loop(unfinished, body, _unsearched(start, worked, room, block))
 
-        def unfinished(now: _Iterate) -> Bool[Array, ""]:
-            done = (now.iteration > 0) & self._converged(now.theta, now.residuals, exact_above)
-            return ~done & (now.iteration < self.max_iterations)
 
-        block = product(start)
-        C, theta = _rayleigh_ritz(block, m)
-        nothing = _Block(*(jnp.zeros_like(start),) * 3)
-        first = finish(block.combine(C), nothing, theta, jnp.zeros((), jnp.int32))
-        last = jax.lax.while_loop(unfinished, body, first)
-        return last, m * (last.iteration + 1)
+_SEARCH_COLUMNS = 12
+"""Columns of a basis beside twice those that are looked for."""
+_EXACT = 100
+"""Residuals of small problems, of which a basis holds all dimensions, in units of rounding."""
+_DEPENDENT = 1e3
+"""Length, in units of rounding, that a unit vector must keep when it is made orthogonal."""
+
+
+def _unsearched(
+    start: Float[Array, "d m"], worked: Int[Array, ""], room: int, block: int
+) -> _Search:
+    """An empty basis, to be expanded by `worked` columns of `start`."""
+    (d, m), dtype = start.shape, start.dtype
+    n = room + block  # a block is written as a whole, however many of its columns are kept
+    empty = jnp.zeros((d, n), dtype)
+    none = jnp.zeros((), jnp.int32)
+    basis = _Basis(empty, empty, empty, jnp.zeros((n, n), dtype), none)
+    zero, far = jnp.zeros(m, dtype), jnp.full(m, jnp.inf, dtype)
+    C, Y = jnp.zeros((n, m), dtype), jnp.zeros((d, m), dtype)
+    return _Search(basis, C, Y, zero, far, start, worked, none, none)
+
+
+def _expand(
+    gain: lx.AbstractLinearOperator,
+    model: LocalModel,
+    basis: _Basis,
+    expansion: Float[Array, "d m"],
+    count: Int[Array, ""],
+    block: int,
+) -> tuple[_Basis, Int[Array, ""]]:
+    """The basis with the first `count` columns of `expansion`, and how many were independent."""
+    d, m = expansion.shape
+    padded = jnp.concatenate([expansion, jnp.zeros((d, -m % block), expansion.dtype)], 1)
+    padded = jnp.where(jnp.arange(padded.shape[1]) < count, padded, 0)
+
+    def add(i: Array, basis: _Basis) -> _Basis:
+        V = jax.lax.dynamic_slice_in_dim(padded, i * block, block, 1)
+        V, KV, kept = _independent(gain, basis, V)
+        HKV = jax.lax.cond(kept > 0, model.hvps, jnp.zeros_like, KV)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=basis.size)
+        border = put(basis.KV.T @ HKV, _symmetric(KV.T @ HKV), axis=0)
+        T = put(put(basis.T, border, axis=1), border.T, axis=0)
+        new = (put(all_, one, axis=1) for all_, one in zip(basis[:3], (V, KV, HKV), strict=True))
+        return _Basis(*new, T, basis.size + kept)
+
+    grown = jax.lax.fori_loop(0, (count + block - 1) // block, add, basis)
+    return grown, grown.size - basis.size
+
+
+def _independent(
+    gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Array, "d b"]
+) -> tuple[Float[Array, "d b"], Float[Array, "d b"], Int[Array, ""]]:
+    """What is new in the columns of V: K-orthonormal, their images under K, and their number.
+
+    Columns that the basis or other columns contain are left out; zero columns fill their place.
+    """
+    cutoff = _DEPENDENT * jnp.finfo(V.dtype).eps
+    V = _unit_columns(gain, V)
+    for _ in range(2):  # twice is enough
+        V = V - basis.V @ (basis.KV.T @ V)
+    KV = apply_columns(gain, V)
+    gram = _symmetric(V.T @ KV)
+    size = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
+    unit = jnp.where(size > cutoff, 1 / jnp.where(size > 0, size, 1), 0)
+    overlap, rotation = jnp.linalg.eigh(unit[:, None] * gram * unit)
+    keep = overlap > cutoff
+    scaled = unit[:, None] * rotation * jnp.where(keep, jnp.where(keep, overlap, 1) ** -0.5, 0)
+    scaled = scaled[:, ::-1]  # those that are kept come first
+    return V @ scaled, KV @ scaled, jnp.sum(keep).astype(jnp.int32)
+
+
+def _compress(
+    basis: _Basis, C: Float[Array, "n m"], Y: Float[Array, "d m"], theta: Float[Array, " m"]
+) -> _Basis:
+    """The basis of the Ritz vectors alone."""
+    (d, n), m = basis.V.shape, theta.size
+    size = jnp.minimum(basis.size, m)
+    kept = jnp.arange(m) < size
+
+    def wide(columns: Float[Array, "d m"]) -> Float[Array, "d n"]:
+        return jnp.concatenate([columns, jnp.zeros((d, n - m), columns.dtype)], 1)
+
+    T = jnp.zeros((n, n), theta.dtype).at[:m, :m].set(jnp.diag(jnp.where(kept, theta, 0)))
+    return _Basis(wide(Y), wide(basis.KV @ C), wide(basis.HKV @ C), T, size)
+
+
+def _rayleigh_ritz(basis: _Basis, m: int) -> tuple[Float[Array, "n m"], Float[Array, " m"]]:
+    """Coefficients of the `m` leading Ritz vectors and their values, zero where there are fewer."""
+    n = len(basis.T)
+    used = jnp.arange(n) < basis.size
+    T = jnp.where(used[:, None] & used, basis.T, 0)
+    lowest = 2 * (jnp.sum(jnp.abs(T)) + 1)
+    theta, rotation = jnp.linalg.eigh(T - jnp.diag(jnp.where(used, 0, lowest)))
+    found = jnp.arange(m) < basis.size
+    return rotation[:, : -m - 1 : -1] * found, jnp.where(found, theta[: -m - 1 : -1], 0)
 
 
 def _random_columns(
@@ -258,57 +386,17 @@ def _unit_columns(gain: lx.AbstractLinearOperator, V: Float[Array, "d m"]) -> Fl
     return V / jnp.where(norm > 0, norm, 1)
 
 
-def _orthogonalise(ritz: _Block, V: Float[Array, "d m"]) -> Float[Array, "d m"]:
-    for _ in range(2):  # twice is enough
-        V = V - ritz.S @ (ritz.KS.T @ V)
-    return V
-
-
 def _residuals(
-    gain: lx.AbstractLinearOperator, ritz: _Block, theta: Float[Array, " m"]
+    gain: lx.AbstractLinearOperator,
+    Y: Float[Array, "d m"],
+    HKY: Float[Array, "d m"],
+    theta: Float[Array, " m"],
 ) -> tuple[Float[Array, "d m"], Float[Array, " m"]]:
-    defect = ritz.HKS - ritz.S * theta
+    defect = HKY - Y * theta
     norm = jnp.sqrt(jnp.maximum(jnp.sum(defect * apply_columns(gain, defect), 0), 0))
     # Relative to theta, but for eigenvalues so far below the critical 2 that they do not matter.
     return defect, norm / jnp.maximum(jnp.abs(theta), 1e-3)
 
 
-def _rayleigh_ritz(space: _Block, m: int) -> tuple[Float[Array, "n m"], Float[Array, " m"]]:
-    """Coefficients of the `m` leading Ritz vectors in `space`, K-orthonormal, and their values.
-
-    Near-dependent combinations, known from the eigenvalues of the scaled Gram matrix, are dropped.
-    """
-    gram = space.S.T @ space.KS
-    size = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
-    unit = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
-    overlap, basis = jnp.linalg.eigh(_symmetric(unit[:, None] * gram * unit))
-    keep = overlap > 100 * gram.shape[0] * jnp.finfo(gram.dtype).eps
-    basis = unit[:, None] * basis * jnp.where(keep, overlap, 1) ** -0.5 * keep
-    projected = _symmetric(basis.T @ (space.KS.T @ space.HKS) @ basis)
-    lowest = jnp.sum(jnp.abs(projected)) + 1
-    theta, rotation = jnp.linalg.eigh(projected - jnp.diag(jnp.where(keep, 0, 2 * lowest)))
-    return (basis @ rotation)[:, : -m - 1 : -1], theta[: -m - 1 : -1]
-
-
 def _symmetric(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
     return (A + A.T) / 2
-
-
-def _dense(model: LocalModel, gain: lx.AbstractLinearOperator, m: int) -> _Iterate:
-    identity = jnp.eye(model.grad.size, dtype=model.grad.dtype)
-    H, K = _symmetric(model.hvps(identity)), _symmetric(apply_columns(gain, identity))
-    k, basis = jnp.linalg.eigh(K)
-    positive = k > k[-1] * k.size * jnp.finfo(K.dtype).eps
-    root = jnp.where(positive, jnp.sqrt(jnp.where(positive, k, 1)), 0)
-    half = (basis * root) @ basis.T
-    # Directions without gain are no eigenvectors of the pencil: they come last.
-    effective = _symmetric(half @ H @ half)
-    below = 2 * jnp.sum(jnp.abs(effective)) + 1
-    idle = (basis * ~positive) @ basis.T
-    theta, Z = jnp.linalg.eigh(effective - below * idle)
-    theta, Z = theta[: -m - 1 : -1], Z[:, : -m - 1 : -1]
-    Y = (basis * jnp.where(positive, 1 / jnp.where(positive, root, 1), 0)) @ (basis.T @ Z)
-    U = half @ Z
-    ritz = _Block(Y, U, H @ U)
-    defect, residuals = _residuals(gain, ritz, theta)
-    return _Iterate(ritz, ritz, theta, defect, residuals, jnp.zeros((), jnp.int32))

@@ -5,35 +5,41 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Float, Int
 
 Loss = Callable[[Float[Array, " d"]], Float[Array, ""]]
 
 
 class LocalModel(NamedTuple):
-    """Loss, gradient and Hessian at a point; `hvps` multiplies columns by the Hessian."""
+    """Loss, gradient and Hessian at a point; `hvps` multiplies columns by the Hessian.
+
+    `chunk` columns are multiplied at a time, all of them where it is 0.
+    """
 
     loss: Float[Array, ""]
     grad: Float[Array, " d"]
-    hvps: Callable[[Float[Array, "d m"]], Float[Array, "d m"]]
+    product: Callable[[Float[Array, " d"]], Float[Array, " d"]]
+    chunk: int
+
+    def hvps(self, V: Float[Array, "d m"]) -> Float[Array, "d m"]:
+        """H V, column by column."""
+        if 0 < self.chunk < V.shape[1]:
+            return jax.lax.map(self.product, V.T, batch_size=self.chunk).T
+        return jax.vmap(self.product, in_axes=1, out_axes=1)(V)
 
 
 def local_model(loss: Loss, w: Float[Array, " d"], chunk: int = 0) -> LocalModel:
-    """Linearise the gradient at `w` once; every product after that costs its linear part only.
-
-    Columns are multiplied `chunk` at a time, 0 for all at once.
-    """
+    """Linearise the gradient at `w` once; every product after that costs its linear part only."""
     (value, grad), tangent = jax.linearize(jax.value_and_grad(loss), w)
+    return LocalModel(value, grad, lambda v: tangent(v)[1], chunk)
 
-    def product(v: Float[Array, " d"]) -> Float[Array, " d"]:
-        return tangent(v)[1]
 
-    def hvps(V: Float[Array, "d m"]) -> Float[Array, "d m"]:
-        if 0 < chunk < V.shape[1]:
-            return jax.lax.map(product, V.T, batch_size=chunk).T
-        return jax.vmap(product, in_axes=1, out_axes=1)(V)
-
-    return LocalModel(value, grad, hvps)
+def apply_columns(
+    operator: lx.AbstractLinearOperator, V: Float[Array, "d m"]
+) -> Float[Array, "d m"]:
+    """The operator applied to every column."""
+    return jax.vmap(operator.mv, in_axes=1, out_axes=1)(V)
 
 
 def third_derivative(

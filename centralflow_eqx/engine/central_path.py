@@ -1,0 +1,168 @@
+"""A path that leads to the solution of every complementarity problem that has one.
+
+An interior-point method follows the *regularised central path*
+
+    Z = alpha + beta[X] + eps X,   X Z = eps I,   eps from 10 to 0,
+
+in natural units, |alpha| = |beta| = 1. For monotone beta each of its points exists and is unique,
+without any assumption of strict feasibility or nondegeneracy; the first is nearly X = I,
+Z = 10 I; and X stays bounded exactly when the problem has a solution. When it has none, X/|X| tends
+to a direction that proves it, unless arbitrarily small changes of alpha would make the problem
+solvable: then a large X meets the tolerance. Steps are Nesterov-Todd predictor-corrector steps
+(Todd, Toh, Tutuncu, "On the Nesterov-Todd direction in semidefinite programming", SIAM J. Optim. 8,
+1998).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .symmetric import smat, svec
+
+_EPSILON = float(np.finfo(np.float64).eps)
+_PATH_START, _PATH_END = 10.0, 1e-24  # eps
+_PATH_STEPS = 200
+_FASTEST = 1e-2  # the least ratio of successive eps
+_BACK_OFF = 0.95  # the share of the step to the boundary of the cone that is taken
+_UNSOLVABLE_TRACE = 1e8  # "no solution" means none of trace below this, in natural units
+_CLEARLY_NEGATIVE = 1e-7
+
+
+class Problem(eqx.Module):
+    """An SDCP in natural units (|alpha| = |beta| = 1) and svec coordinates."""
+
+    alpha: Float[Array, " p"]
+    beta: Float[Array, "p p"]
+    k: int = eqx.field(static=True)
+
+
+class Attempt(eqx.Module):
+    """An X >= 0, how far it is from a solution, and whether it proves that there is none."""
+
+    x: Float[Array, " p"]
+    residual: Float[Array, ""]
+    unsolvable: Bool[Array, ""]
+
+
+def judge(problem: Problem, x: Float[Array, " p"]) -> Attempt:
+    image = problem.beta @ x
+    z = problem.alpha + image
+    size_x = jnp.linalg.norm(x)
+    size_z = jnp.linalg.norm(problem.alpha) + jnp.linalg.norm(image)
+    y = x / jnp.where(size_x > 0, size_x, 1.0)
+    spectra = jnp.linalg.eigvalsh(smat(jnp.stack([x, z, problem.beta.T @ y]), problem.k))
+
+    violations = jnp.stack([-spectra[0, 0], -spectra[1, 0], jnp.abs(x @ z)])
+    scales = jnp.stack([size_x, size_z, size_x * size_z])
+    residual = jnp.max(violations / jnp.where(scales > 0, scales, 1.0), initial=0.0)
+
+    # For Y >= 0 every solution X has 0 <= <Y, Z> <= <alpha, Y> + lambda_max(beta^T[Y]) tr X,
+    # which bounds tr X from below where <alpha, Y> < 0.
+    fall, rise = -problem.alpha @ y, spectra[2, -1]
+    unsolvable = (fall > _CLEARLY_NEGATIVE) & (fall > _UNSOLVABLE_TRACE * rise)
+    return Attempt(x, residual, unsolvable)
+
+
+class _Frame(eqx.Module):
+    """The Nesterov-Todd scaling: X = G diag(scale) G^T and Z = H diag(scale) H^T, H = G^{-T}.
+
+    `E` is the congruence V -> G V G^T in svec coordinates.
+    """
+
+    G: Float[Array, "k k"]
+    H: Float[Array, "k k"]
+    scale: Float[Array, " k"]
+    E: Float[Array, "p p"]
+
+
+class _PathPoint(eqx.Module):
+    """X = R R^T and Z = S S^T near the point eps of the path; factors keep both positive."""
+
+    R: Float[Array, "k k"]
+    S: Float[Array, "k k"]
+    eps: Float[Array, ""]
+
+
+class _Direction(eqx.Module):
+    """A step in scaled coordinates, the longest multiple of it inside the cone, its target."""
+
+    dX: Float[Array, "k k"]
+    dZ: Float[Array, "k k"]
+    longest: Float[Array, ""]
+    eps: Float[Array, ""]
+
+
+def _frame(point: _PathPoint) -> _Frame:
+    U, scale, Vt = jnp.linalg.svd(point.S.T @ point.R)
+    G, H = point.R @ Vt.T / jnp.sqrt(scale), point.S @ U / jnp.sqrt(scale)
+    k = scale.size
+    E = svec(G @ smat(jnp.eye(k * (k + 1) // 2), k) @ G.T).T
+    return _Frame(G, H, scale, E)
+
+
+def _direct(problem: Problem, point: _PathPoint, frame: _Frame, last: _Direction) -> _Direction:
+    """One Newton step towards the point of the path that `last` shows to be within reach.
+
+    `last` also supplies the second-order term of Mehrotra's corrector.
+    """
+    k, scale = problem.k, frame.scale
+    eps = point.eps * jnp.clip((1 - last.longest) ** 2, _FASTEST, 1.0)
+    x, z = svec(point.R @ point.R.T), svec(point.S @ point.S.T)
+    excess = z - problem.alpha - problem.beta @ x - eps * x
+    product = jnp.diag(eps - scale**2) - 0.5 * (last.dX @ last.dZ + last.dZ @ last.dX)
+    target = svec(2 * product / (scale[:, None] + scale[None, :]))
+    scaled = frame.E.T @ (problem.beta @ frame.E + eps * frame.E)
+    system = lx.MatrixLinearOperator(jnp.eye(target.size) + scaled)
+    dx = lx.linear_solve(system, target + frame.E.T @ excess, lx.LU(), throw=False).value
+    step = smat(jnp.stack([dx, target - dx]), k)
+    root = jnp.sqrt(scale)
+    lowest = jnp.min(jnp.linalg.eigvalsh(step / (root[:, None] * root[None, :])))
+    longest = jnp.minimum(1 / jnp.maximum(-lowest, _EPSILON), 1 / _BACK_OFF)
+    return _Direction(step[0], step[1], longest, eps)
+
+
+def _follow(problem: Problem, point: _PathPoint) -> _PathPoint:
+    """One predictor-corrector step along the path."""
+    frame = _frame(point)
+    zero, one = jnp.zeros_like(point.R), jnp.ones_like(point.eps)
+    direction = jax.lax.fori_loop(
+        0,
+        2,
+        lambda _, last: _direct(problem, point, frame, last),
+        _Direction(zero, zero, one, point.eps),
+    )
+    length = _BACK_OFF * direction.longest
+    middle = jnp.diag(frame.scale)
+    factors = jnp.linalg.cholesky(
+        jnp.stack([middle + length * direction.dX, middle + length * direction.dZ])
+    )
+    eps = point.eps + length * (direction.eps - point.eps)
+    return _PathPoint(frame.G @ factors[0], frame.H @ factors[1], eps)
+
+
+def follow_path(
+    problem: Problem, attempt: Attempt, iterations: Int[Array, ""], tol: float
+) -> tuple[Attempt, Int[Array, ""]]:
+    """The best of `attempt` and what is found along the path; iterations are added up."""
+
+    def unfinished(carry):
+        point, attempt, _, steps = carry
+        open_ = ~(attempt.residual <= tol) & ~attempt.unsolvable
+        return open_ & (point.eps > _PATH_END) & (steps < _PATH_STEPS)
+
+    def advance(carry):
+        point, best, iterations, steps = carry
+        point = _follow(problem, point)
+        new = judge(problem, svec(point.R @ point.R.T))
+        better = new.unsolvable | (new.residual < best.residual) | jnp.isnan(best.residual)
+        best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
+        return point, best, iterations + 1, steps + 1
+
+    eye = jnp.eye(problem.k)
+    start = _PathPoint(eye, np.sqrt(_PATH_START) * eye, jnp.asarray(_PATH_START))
+    carry = (start, attempt, iterations, jnp.asarray(0))
+    _, attempt, iterations, _ = jax.lax.while_loop(unfinished, advance, carry)
+    return attempt, iterations

@@ -1,0 +1,50 @@
+"""A scan whose length is an argument, so that one compiled program serves every length."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+C = TypeVar("C")
+
+
+class Outcome(NamedTuple):
+    """What a step of a bounded scan results in: a row, whether to keep it, whether to halt."""
+
+    row: Any
+    keep: Bool[Array, ""]
+    halt: Bool[Array, ""]
+
+
+def bounded_scan(
+    step: Callable[[C, Int[Array, ""]], tuple[C, Outcome]],
+    carry: C,
+    length: Int[Array, ""],
+    room: int,
+) -> tuple[C, Any, Int[Array, ""]]:
+    """`jax.lax.scan` over 0, 1, ..., `length` - 1 that may leave rows out, and halt.
+
+    Returns the last carry, the rows, and how many were kept; what follows them means nothing.
+    There must be `room` for all rows that are kept.
+    Because the length is not compiled in, scanning n and then m steps performs the same operations,
+    bit for bit, as scanning n + m.
+    """
+    shapes = jax.eval_shape(step, carry, jnp.zeros((), jnp.int32))[1].row
+    rows = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), shapes)
+
+    def body(now: tuple) -> tuple:
+        carry, rows, kept, i, _ = now
+        carry, (row, keep, halt) = step(carry, i)
+        rows = jax.tree.map(lambda all_, one: all_.at[kept].set(one), rows, row)
+        return carry, rows, kept + keep, i + 1, halt
+
+    def unfinished(now: tuple) -> Array:
+        *_, i, halted = now
+        return (i < length) & ~halted
+
+    zero = jnp.zeros((), jnp.int32)
+    start = (carry, rows, zero, zero, jnp.zeros((), bool))
+    carry, rows, kept, *_ = jax.lax.while_loop(unfinished, body, start)
+    return carry, rows, kept

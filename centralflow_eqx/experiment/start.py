@@ -1,0 +1,258 @@
+"""From a loss and an optimizer to the two values of a simulation, with its programs compiled."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from ..engine.curvature import Eigenpairs, Loss, unsolved, widen
+from ..engine.response import Response, Rule, State, Vector, examine, relax, traced_numbers
+from ..engine.settings import Settings
+from ..engine.state_rate import STATE_RATES
+from ..errors import UnsupportedRule
+from ..optimizers import AbstractOptimizer
+from ..precision import engage
+from ..processes import (
+    PROCESSES,
+    STOP,
+    AbstractObserver,
+    AbstractProcess,
+    Minibatch,
+    Setting,
+    Sight,
+    has_raw_spectrum,
+)
+from ..processes.probes import AbstractProbe
+from . import advance as programs
+from .state import Evaluate, Experiment, RunState
+
+Notify = Callable[[str], None]
+
+_ROOM = 8
+"""Eigenpairs that there is room for at first: growth compiles anew, room costs little."""
+_MOST_ROWS, _ROW_BYTES = 64, 256 * 2**20
+"""Rows of an advance, and bytes that their views may take."""
+
+
+def identity(w: Vector) -> Vector:
+    """Parameters that are the flat weights themselves."""
+    return w
+
+
+@eqx.filter_jit
+def warm_up(loss: Loss, rule: Rule, w: Vector, steps: Array | int) -> tuple[Vector, State]:
+    """Weights and the optimizer's own state after `steps` discrete steps from `w`."""
+
+    def step(_: int, now: tuple[Vector, State]) -> tuple[Vector, State]:
+        w, s = now
+        delta, s = rule.update(jax.grad(loss)(w), s, w)
+        return w + delta, s
+
+    return jax.lax.fori_loop(0, steps, step, (w, rule.init(w)))
+
+
+@eqx.filter_jit
+def after_update(loss: Loss, rule: Rule, s: State, w: Vector) -> tuple[Vector, State]:
+    """The gradient at `w`, and the relaxed state after an update with it."""
+    grad = jax.grad(loss)(w)
+    return grad, relax(rule.update(grad, s, w)[1], w)
+
+
+def respond(
+    loss: Loss, optimizer: AbstractOptimizer, unravel: Callable[[Vector], PyTree], w: Vector,
+    warm_start: int, key: PRNGKeyArray
+) -> tuple[Response, Vector, State]:
+    """The optimizer's response where processes start, the weights and its own state there."""
+    rule = traced_numbers(Rule(optimizer, unravel), w)
+    w, s = warm_up(loss, rule, w, jnp.asarray(warm_start))
+    grad, post = after_update(loss, rule, s, w)
+    return examine(rule, post, w, grad, key), w, s
+
+
+def start(
+    loss: Loss,
+    optimizer: AbstractOptimizer,
+    w: Vector,
+    *,
+    processes: Sequence[str],
+    warm_start: int = 0,
+    unravel: Callable[[Vector], PyTree] = identity,
+    settings: Settings = Settings(),  # noqa: B008
+    record_every: int = 1,
+    evaluate: Evaluate | None = None,
+    probes: Sequence[AbstractProbe] = (),
+    minibatch: Minibatch | None = None,
+    seed: int = 0,
+    notify: Notify = lambda _: None,
+) -> tuple[Experiment, RunState]:
+    """What `simulate` advances; its arguments, and what it raises."""
+    engage()
+    w = jnp.asarray(w)
+    if settings.initial > w.size:
+        raise ValueError(f"cannot track {settings.initial} eigenvalues of {w.size} weights")
+    rule_key, survey_key, key = jr.split(jr.key(seed), 3)
+    notify("deriving the optimizer's response")
+    response, w, s = respond(loss, optimizer, unravel, w, warm_start, rule_key)
+    rate = STATE_RATES[settings.state_rate]
+    resolved = settings.resolved(w.dtype, rate.restoration)
+    setting = Setting(loss, response, rate, resolved, minibatch)
+    members = _members(setting, processes)
+    for why in filter(None, (probe.refusal(setting) for probe in probes)):
+        raise UnsupportedRule(why)
+    room = min(w.size, max(_ROOM, 1 << (int(settings.initial) - 1).bit_length()))
+    experiment = Experiment(
+        setting,
+        members,
+        tuple(processes),
+        w,
+        tuple(probes),
+        evaluate,
+        jnp.asarray(record_every, jnp.int32),
+        _count_rows(w, room, len(members)),
+    )
+    return experiment, _prepare(experiment, s, room, survey_key, key, notify)
+
+
+def _count_rows(w: Vector, room: int, members: int) -> int:
+    """Rows whose views fit the memory that they may take."""
+    row = w.size * w.dtype.itemsize * members * (room + 8)
+    return int(min(_MOST_ROWS, max(2, _ROW_BYTES // row)))
+
+
+def _members(setting: Setting, names: Sequence[str]) -> dict[str, AbstractProcess]:
+    """The processes that move; raises `UnsupportedRule` if the setting does not allow one."""
+    members, refused = {}, {}
+    for name in names:
+        component: Any = PROCESSES[name]
+        source = component.source if issubclass(component, AbstractObserver) else name
+        members[source] = PROCESSES[source](setting)
+        if why := members[source].refusal():
+            refused[name] = why
+    if refused:
+        others = [name for name in names if name not in refused] or ["discrete"]
+        raise UnsupportedRule(
+            f"no process {' or '.join(refused)} here: {'; '.join(dict.fromkeys(refused.values()))};"
+            f" others run (processes: [{', '.join(others)}]), and "
+            "docs/write_an_optimizer.md says what a flow needs"
+        )
+    return members
+
+
+def _prepare(
+    experiment: Experiment,
+    s: State,
+    room: int,
+    survey_key: PRNGKeyArray,
+    key: PRNGKeyArray,
+    notify: Notify,
+) -> RunState:
+    """The first state. Programs that need nothing of each other compile side by side."""
+    w, names = experiment.start, list(experiment.members)
+    pairs = unsolved(w.size, room, w.dtype, survey_key)
+    keys = dict(zip(names, jr.split(key, len(names)), strict=True))
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(_survey, experiment, s, pairs, notify)
+        # What moves is compiled for eigenpairs that are not known yet.
+        ready = {
+            name: pool.submit(_ready, experiment, name, s, pairs, keys[name], notify)
+            for name in sorted(names, key=_slowest_first)
+        }
+        pairs = first.result()
+        states = {name: ready[name].result() for name in names}
+    states = {
+        name: _with_pairs(experiment.members[name], state, pairs) for name, state in states.items()
+    }
+    return RunState(
+        jnp.zeros((), jnp.int32),
+        states,
+        dict.fromkeys(names, STOP.running),
+        _first_spectra(experiment, states, pairs, survey_key),
+        {
+            f"{name}/{i}": probe.init(w, pairs.theta.size, jr.fold_in(key, i))
+            for name in experiment.recorded
+            for i, probe in enumerate(experiment.probes)
+            if probe.suits(name)
+        },
+    )
+
+
+def _slowest_first(name: str) -> bool:
+    return name == "discrete"
+
+
+def _survey(experiment: Experiment, s: State, pairs: Eigenpairs, notify: Notify) -> Eigenpairs:
+    """The spectrum where all processes start, with room to spare.
+
+    Found once for all of them. Its products are no process's own and are not recorded.
+    """
+    setting, w = experiment.setting, experiment.start
+    notify("compiling the eigensolver")
+    post = after_update(setting.loss, setting.response.rule, s, w)[1]
+    sights = Sight(w, post, *map(jnp.asarray, (0, False, False)))
+    sights = eqx.tree_at(lambda x: x.wanted, sights, jnp.zeros((), jnp.int32))
+    sights = jax.tree.map(lambda x: jnp.broadcast_to(x, (experiment.rows, *x.shape)), sights)
+    while True:
+        found, _, crowded = programs.watch(setting, pairs, sights, jnp.asarray(1, jnp.int32))
+        active, room = int(found.active), found.theta.size
+        if int(crowded) == programs.NOTHING:
+            break
+        pairs = widen(found, 2 * room)
+    while room < w.size and active + max(2, active // 2) > room:
+        room *= 2
+        found = widen(found, room)
+    return found
+
+
+def _ready(
+    experiment: Experiment,
+    name: str,
+    s: State,
+    pairs: Eigenpairs,
+    key: PRNGKeyArray,
+    notify: Notify,
+) -> Any:
+    """The first state of a process, whose program is compiled by taking no step."""
+    process = experiment.members[name]
+    notify(f"compiling {name}")
+    state = _first_state(process, experiment.start, s, pairs, key)
+    zero = jnp.zeros((), jnp.int32)
+    moved = programs.move(
+        process, state, STOP.running, zero, zero, experiment.every, experiment.rows
+    )
+    if moved.views.oscillation is not None:
+        programs.judge(experiment.setting, moved.views, zero)
+    return state
+
+
+@eqx.filter_jit
+def _first_state(
+    process: AbstractProcess, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray
+) -> Any:
+    return process.init(w, s, pairs, key)
+
+
+def _with_pairs(process: AbstractProcess, state: Any, pairs: Eigenpairs) -> Any:
+    """The state with eigenpairs that are known by now."""
+    if process.tracked(state) is None:
+        return state
+    return eqx.tree_at(process.tracked, state, pairs)
+
+
+def _first_spectra(
+    experiment: Experiment, states: dict[str, Any], pairs: Eigenpairs, key: PRNGKeyArray
+) -> dict[str, Eigenpairs]:
+    """What observers track, of processes that move without, and of the Hessian itself."""
+    spectra = {}
+    for name in experiment.recorded:
+        source = experiment.source(name)
+        if experiment.members[source].tracked(states[source]) is None:
+            spectra[name] = pairs
+        if has_raw_spectrum(experiment.setting):
+            w = experiment.start
+            spectra[f"{name}/raw"] = unsolved(w.size, pairs.theta.size, w.dtype, key)
+    return spectra
