@@ -11,8 +11,7 @@ from _losses import TinyMLP
 from centralflow_eqx.cli import main
 from centralflow_eqx.data import Moons
 from centralflow_eqx.errors import InputError, NumericalStop, OptionError
-from centralflow_eqx.experiment.build import build_task
-from centralflow_eqx.experiment.run import prepare
+from centralflow_eqx.experiment.build import build_task, prepare
 from centralflow_eqx.experiment.simulate import Row, simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP

@@ -9,7 +9,8 @@ from _losses import symmetric
 from _rules import RULES, SHAPES, D, after, example, tree, unravel
 from jax.flatten_util import ravel_pytree
 
-from centralflow_eqx.engine.response import Response, Rule, Structure, apply_columns, relax
+from centralflow_eqx.engine.curvature import apply_columns
+from centralflow_eqx.engine.response import Response, Rule, Structure, relax
 from centralflow_eqx.engine.state_rate import Exponential
 from centralflow_eqx.optimizers import OPTIMIZERS, Optax
 

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float
 from centralflow_eqx.engine.curvature import EigenTracker, local_model, unsolved
 from centralflow_eqx.engine.oscillation import Point, oscillate
 from centralflow_eqx.engine.response import Rule, derive
+from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.engine.state_rate import Backward
-from centralflow_eqx.experiment.simulate import FlowOptions, identity, simulate
+from centralflow_eqx.experiment.simulate import simulate
+from centralflow_eqx.experiment.start import identity
 from centralflow_eqx.optimizers import GD, ScalarRMSProp
 from centralflow_eqx.optimizers.scalar_rmsprop import ScalarRMSPropState
 from centralflow_eqx.processes import Central, Setting, start_spectra
@@ -45,8 +47,7 @@ def test_each_substep_is_a_catching_up_step(substeps):
         jnp.concatenate([jnp.zeros(2), y0]),
         processes=("central",),
         steps=36,
-        tracker=EigenTracker(initial=2),
-        flow=FlowOptions(substeps=substeps, critical_above=-1.0),
+        settings=Settings(substeps=substeps, critical_above=-1.0, initial=2),
     )
     expected, ranks = symmetric(y0), set()
     for row in rows:
@@ -94,7 +95,7 @@ def test_valley_flow_tends_to_a_projected_gradient_flow_at_first_order():
             jnp.array([0.0, *y0]),
             processes=("central",),
             steps=steps + 1,
-            flow=FlowOptions(substeps=1),
+            settings=Settings(substeps=1),
             record_every=steps,
         )
         errors.append(np.linalg.norm(last.weights["central"][1:] - exact))
@@ -217,7 +218,7 @@ def test_an_unstable_start_is_made_stable_at_the_asked_rate(restoration):
             jnp.array([0.0, start]),
             processes=["central"],
             steps=4,
-            flow=FlowOptions(substeps=substeps, restoration=restoration),
+            settings=Settings(substeps=substeps, restoration=restoration),
         )
     )
     theta = [row.series["central"]["eigenvalues"][0] for row in rows]

@@ -17,8 +17,9 @@ from _losses import (
 
 from centralflow_eqx.engine.curvature import EigenTracker
 from centralflow_eqx.engine.response import derive
+from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.engine.state_rate import Exponential
-from centralflow_eqx.experiment.simulate import FlowOptions, simulate
+from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.optimizers import GD, RMSProp
 from centralflow_eqx.processes import PROCESSES, Setting, start_spectra
 
@@ -90,7 +91,7 @@ def test_a_growing_spectrum_compiles_each_process_once_more(compilations):
         jnp.zeros(16).at[0].set(0.9),
         processes=("central",),
         steps=20,
-        flow=FlowOptions(critical_above=1.99),
+        settings=Settings(critical_above=1.99),
     )
     capacities, counts = [], []
     for row in rows:
@@ -113,7 +114,7 @@ def test_the_central_flow_converges_at_first_order_in_the_substep():
             start,
             processes=("central",),
             steps=25,
-            flow=FlowOptions(substeps=substeps),
+            settings=Settings(substeps=substeps),
             record_every=24,
         )
         return last

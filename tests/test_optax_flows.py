@@ -7,7 +7,8 @@ import optax
 import pytest
 from jaxtyping import Array, Float
 
-from centralflow_eqx.experiment.simulate import FlowOptions, simulate
+from centralflow_eqx.engine.settings import Settings
+from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.optimizers import (
     Adam,
     AdamW,
@@ -54,7 +55,7 @@ def test_same_hyperparameters_same_flow(name):
                 processes=["central"],
                 steps=12,
                 warm_start=2,
-                flow=FlowOptions(substeps=2),
+                settings=Settings(substeps=2),
             )
         )
 

@@ -8,8 +8,9 @@ import pytest
 from _losses import TinyMLP
 
 from centralflow_eqx.data import Dataset
+from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.errors import UnsupportedRule
-from centralflow_eqx.experiment.simulate import FlowOptions, simulate
+from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.optimizers import GD, ScalarRMSProp
@@ -39,7 +40,7 @@ def run(optimizer, start, processes, steps, substeps=4, **options):
             jnp.asarray(start),
             processes=processes,
             steps=steps,
-            flow=FlowOptions(substeps, **options),
+            settings=Settings(substeps, **options),
         )
     )
 

@@ -16,7 +16,8 @@ from centralflow_eqx.engine.oscillation import modes
 from centralflow_eqx.engine.response import Rule, derive, relax
 from centralflow_eqx.engine.state_rate import Exponential
 from centralflow_eqx.errors import UnsupportedRule
-from centralflow_eqx.experiment.simulate import identity, simulate
+from centralflow_eqx.experiment.simulate import simulate
+from centralflow_eqx.experiment.start import identity
 from centralflow_eqx.optimizers import GD, RMSProp
 from centralflow_eqx.processes import STOP, Observation, Setting
 from centralflow_eqx.processes.probes import Coordinates, Outputs, Preconditioners

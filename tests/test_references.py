@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from centralflow_eqx.experiment.build import build_task
-from centralflow_eqx.experiment.run import prepare
+from centralflow_eqx.experiment.build import build_task, prepare
 from centralflow_eqx.spec import load_spec
 
 DATA = Path(__file__).parent / "data"

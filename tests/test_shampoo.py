@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from _losses import symmetric, warm_state
 
-from centralflow_eqx.engine.response import Rule, apply_columns, derive
+from centralflow_eqx.engine.curvature import apply_columns
+from centralflow_eqx.engine.response import Rule, derive
 from centralflow_eqx.optimizers import Shampoo
 from centralflow_eqx.optimizers.shampoo import Factors
 

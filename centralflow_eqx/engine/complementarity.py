@@ -139,6 +139,15 @@ def _unit(array: Array) -> Float[Array, ""]:
     return jnp.where(size > 0, size, 1.0)
 
 
+def violation(
+    alpha: Float[Array, "k k"], beta: Float[Array, "p p"], X: Float[Array, "k k"]
+) -> Float[Array, ""]:
+    """How far `X` is from solving a problem: the residual of `solve_complementarity`."""
+    size, scale = _unit(alpha), _unit(beta)
+    problem = Problem(svec(alpha) / size, beta / scale, alpha.shape[-1])
+    return judge(problem, svec(X) * scale / size).residual
+
+
 def solve_complementarity(
     alpha: Float[Array, "k k"],
     beta: Float[Array, "p p"],

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, Int
 
-from .complementarity import RESULTS, ComplementarySolution, solve_complementarity
+from .complementarity import (
+    RESULTS,
+    ComplementarySolution,
+    solve_complementarity,
+    violation,
+)
 from .curvature import Eigenpairs, Loss, apply_columns, third_derivatives
 from .response import Response, State, Vector
 from .settings import Settings
@@ -112,7 +117,7 @@ def oscillate(
         beta = margin.by_weights + margin.by_state
         alpha = margin.alpha + jnp.diag(left.astype(margin.alpha.dtype))
         alpha, beta = restrict(alpha, beta, critical)
-        solution = solve_complementarity(alpha, beta, fallback=fallback)
+        solution = _solve(response, alpha, beta, fallback)
         X = svec(solution.X)
         # The gradient oscillates by H u = theta P u.
         excess = average_excess(response, point, pairs.theta * pairs.Y, solution.X, critical)
@@ -131,6 +136,22 @@ def oscillate(
         return _nothing(point, left)
 
     return jax.lax.cond(critical > 0, active, quiet)
+
+
+def _solve(
+    response: Response, alpha: Float[Array, "m m"], beta: Float[Array, "p p"], fallback: bool
+) -> ComplementarySolution:
+    """The solution of the complementarity problem; its residual is that of the true beta.
+
+    Of rules with a diagonal gain beta is symmetric at criticality, and its symmetric part makes the
+    problem a convex program beyond (a start above the threshold). Of others it is a little
+    unsymmetric everywhere, which the normal map does not mind.
+    """
+    symmetric = response.structure.gain in ("scalar", "diagonal")
+    solved = (beta + beta.T) / 2 if symmetric else beta
+    solution = solve_complementarity(alpha, solved, fallback=fallback)
+    residual = violation(alpha, beta, solution.X)
+    return eqx.tree_at(lambda s: s.residual, solution, residual)
 
 
 def count_critical(pairs: Eigenpairs, above: Float[Array, ""]) -> Int[Array, ""]:

@@ -126,9 +126,7 @@ def _halts(records: Records) -> dict[str, tuple[int, Halt]]:
     }
 
 
-def _rows(
-    records: Records, seen: Records, halts: dict[str, tuple[int, Halt]]
-) -> Iterator[Row]:
+def _rows(records: Records, seen: Records, halts: dict[str, tuple[int, Halt]]) -> Iterator[Row]:
     """The rows of an advance, in order."""
     places: dict[int, dict[str, int]] = {}
     for name, track in seen.tracks.items():

@@ -25,6 +25,10 @@ class Rate:
         self._clock = clock
         self._seen: deque[tuple[float, int]] = deque()
 
+    def restart(self) -> None:
+        """Count from the next step on: what passes until then is no step's time."""
+        self._seen.clear()
+
     def __call__(self, step: int) -> float:
         """The rate on arrival at `step`; NaN at first."""
         now = self._clock()
@@ -116,6 +120,11 @@ class Progress:
         if step >= total or self._clock() - self._printed >= self._interval:
             self._print(self._unprinted)
             self._printed, self._unprinted = self._clock(), ""
+
+    def working(self, text: str) -> None:
+        """Say at once what takes long; the rate of steps does not count it."""
+        self._rate.restart()
+        self._print(f"{text} ...")
 
     def message(self, text: str) -> None:
         """Print a line, above the bar if there is one."""

@@ -64,8 +64,12 @@ def after_update(loss: Loss, rule: Rule, s: State, w: Vector) -> tuple[Vector, S
 
 
 def respond(
-    loss: Loss, optimizer: AbstractOptimizer, unravel: Callable[[Vector], PyTree], w: Vector,
-    warm_start: int, key: PRNGKeyArray
+    loss: Loss,
+    optimizer: AbstractOptimizer,
+    unravel: Callable[[Vector], PyTree],
+    w: Vector,
+    warm_start: int,
+    key: PRNGKeyArray,
 ) -> tuple[Response, Vector, State]:
     """The optimizer's response where processes start, the weights and its own state there."""
     rule = traced_numbers(Rule(optimizer, unravel), w)
@@ -155,11 +159,12 @@ def _prepare(
     w, names = experiment.start, list(experiment.members)
     pairs = unsolved(w.size, room, w.dtype, survey_key)
     keys = dict(zip(names, jr.split(key, len(names)), strict=True))
+    notify(f"compiling {', '.join(names)} and the eigensolver")
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(_survey, experiment, s, pairs, notify)
+        first = pool.submit(_survey, experiment, s, pairs)
         # What moves is compiled for eigenpairs that are not known yet.
         ready = {
-            name: pool.submit(_ready, experiment, name, s, pairs, keys[name], notify)
+            name: pool.submit(_ready, experiment, name, s, pairs, keys[name])
             for name in sorted(names, key=_slowest_first)
         }
         pairs = first.result()
@@ -185,16 +190,15 @@ def _slowest_first(name: str) -> bool:
     return name == "discrete"
 
 
-def _survey(experiment: Experiment, s: State, pairs: Eigenpairs, notify: Notify) -> Eigenpairs:
+def _survey(experiment: Experiment, s: State, pairs: Eigenpairs) -> Eigenpairs:
     """The spectrum where all processes start, with room to spare.
 
     Found once for all of them. Its products are no process's own and are not recorded.
     """
     setting, w = experiment.setting, experiment.start
-    notify("compiling the eigensolver")
     post = after_update(setting.loss, setting.response.rule, s, w)[1]
-    sights = Sight(w, post, *map(jnp.asarray, (0, False, False)))
-    sights = eqx.tree_at(lambda x: x.wanted, sights, jnp.zeros((), jnp.int32))
+    no = jnp.zeros((), bool)
+    sights = Sight(w, post, jnp.zeros((), jnp.int32), no, no)
     sights = jax.tree.map(lambda x: jnp.broadcast_to(x, (experiment.rows, *x.shape)), sights)
     while True:
         found, _, crowded = programs.watch(setting, pairs, sights, jnp.asarray(1, jnp.int32))
@@ -214,11 +218,9 @@ def _ready(
     s: State,
     pairs: Eigenpairs,
     key: PRNGKeyArray,
-    notify: Notify,
 ) -> Any:
     """The first state of a process, whose program is compiled by taking no step."""
     process = experiment.members[name]
-    notify(f"compiling {name}")
     state = _first_state(process, experiment.start, s, pairs, key)
     zero = jnp.zeros((), jnp.int32)
     moved = programs.move(

@@ -140,9 +140,7 @@ def _substep(
     )
     point = Point(w, post, model.grad, gain, pairs)
     slack = jnp.where(_known(state.pairs, pairs), state.slack, jnp.inf)
-    oscillation = oscillate(
-        setting.loss, response, rate, point, settings, slack, fallback=thorough
-    )
+    oscillation = oscillate(setting.loss, response, rate, point, settings, slack, fallback=thorough)
     penalty = oscillation.penalty if penalised else jnp.zeros_like(w)
     gradients = (model.grad, model.grad + penalty)
     w_new, s_new = rate.substep(response, state.s, w, gradients, oscillation.excess, settings.dt)

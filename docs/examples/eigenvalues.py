@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from centralflow_eqx.data import Digits
-from centralflow_eqx.engine.curvature import EigenTracker
+from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP
@@ -24,7 +24,7 @@ rows = simulate(
     processes=["discrete", "midpoint", "central"],
     steps=80,
     warm_start=40,
-    tracker=EigenTracker(track_above=1.8, initial=3),
+    settings=Settings(track_above=1.8, initial=3),
 )
 run = collect(rows)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from centralflow_eqx.data import Digits
-from centralflow_eqx.engine.curvature import EigenTracker
+from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP
@@ -28,7 +28,7 @@ for lr, colour in [(5e-4, "tab:blue"), (1e-3, "tab:orange"), (2e-3, "tab:green")
         processes=["discrete", "central"],
         steps=round(duration / lr),
         warm_start=round(warm_up / lr),
-        tracker=EigenTracker(track_above=1.8, initial=3),
+        settings=Settings(track_above=1.8, initial=3),
     )
     run = collect(rows)
     time = warm_up + lr * run["step"]

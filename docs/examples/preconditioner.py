@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 from centralflow_eqx.data import Digits
-from centralflow_eqx.engine.curvature import EigenTracker
+from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP
@@ -32,7 +32,7 @@ run = collect(
         processes=["central", "stationary", "ablated"],
         steps=48,
         warm_start=40,
-        tracker=EigenTracker(track_above=1.8, initial=3),
+        settings=Settings(track_above=1.8, initial=3),
         probes=[Preconditioners(indices=jnp.array([600]), every=6)],
     )
 )
