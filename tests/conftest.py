@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+jax.config.update("jax_enable_x64", True)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def compilation(request):

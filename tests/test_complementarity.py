@@ -7,15 +7,8 @@ import numpy as np
 import optimistix as optx
 import pytest
 
-from centralflow_eqx.engine.complementarity import (
-    RESULTS,
-    DampedNewton,
-    pairs,
-    smat,
-    solve_complementarity,
-    split,
-    svec,
-)
+from centralflow_eqx.engine.complementarity import RESULTS, DampedNewton, solve_complementarity
+from centralflow_eqx.engine.symmetric import pairs, smat, split, svec
 
 BATCH = 180  # one batch shape per k, so that every test shares the compiled solver
 OUTCOMES = ("solved", "no_solution", "stalled")

@@ -17,7 +17,7 @@ from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.experiment.start import identity
 from centralflow_eqx.optimizers import GD, ScalarRMSProp
 from centralflow_eqx.optimizers.scalar_rmsprop import ScalarRMSPropState
-from centralflow_eqx.processes import Central, Setting, start_spectra
+from centralflow_eqx.processes import Central, Setting
 
 
 def symmetric(y: Float[Array, " 3"]) -> Float[Array, "2 2"]:
@@ -53,7 +53,8 @@ def test_each_substep_is_a_catching_up_step(substeps):
     for row in rows:
         got = symmetric(row.weights["central"][2:])
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
-        np.testing.assert_array_equal(row.weights["central"][:2], 0)
+        # Eigenvectors leave the valley's floor by rounding alone, and so does the flow.
+        np.testing.assert_allclose(row.weights["central"][:2], 0, atol=1e-13)
         ranks.add(int(np.sum(row.series["central"]["sigma_eigenvalues"] > 1e-8)))
         for _ in range(substeps):
             values, vectors = np.linalg.eigh(
@@ -134,8 +135,10 @@ def oscillation_at(optimizer, post, dt):
     pairs = EigenTracker().solve(model, gain, unsolved(3, 2, POINT.dtype, jr.key(1)))
     assert pairs.theta[0] == pytest.approx(2, abs=1e-12)
     point = Point(POINT, post, model.grad, gain, pairs)
-    settings = (1.95, jnp.zeros(()), np.inf, dt)
-    return eqx.filter_jit(oscillate)(Bowl(), response, Backward(), point, *settings)
+    settings = Settings(substeps=round(1 / dt)).resolved(POINT.dtype, restoration=np.inf)
+    return eqx.filter_jit(oscillate)(
+        Bowl(), response, Backward(), point, settings, jnp.zeros_like(pairs.theta)
+    )
 
 
 @pytest.mark.parametrize("dt", [1.0, 0.1])
@@ -180,15 +183,15 @@ def test_scalar_rmsprop_locks_to_the_sharpness():
     rule = Rule(optimizer, identity)
     post = jax.tree.map(lambda x: x.astype(float), state)
     response = derive(rule, post, w, w, jr.key(0))
-    process = Central(Setting(Parabola(S), response, Backward(), EigenTracker()))
-    spectra = start_spectra(process.setting, w, 2, jr.key(0))
-    now = process.init(w, state, spectra, jr.key(0))
-    step = eqx.filter_jit(process.step)
+    settings = Settings().resolved(w.dtype, restoration=np.inf)
+    process = Central(Setting(Parabola(S), response, Backward(), settings))
+    now = process.init(w, state, unsolved(1, 2, w.dtype, jr.key(0)), jr.key(0))
+    move = eqx.filter_jit(process.move)
     for _ in range(60):
-        now, observation = step(now, jnp.asarray(True))
+        now, view, _ = move(now)
     # nu falls until the effective step size is 2/S and stays there, held by the oscillation.
     assert now.s.nu == pytest.approx((lr * S / 2) ** 2, rel=1e-12)
-    variance = observation.series["sigma_eigenvalues"][0] * 2 / S
+    variance = view.series["sigma_eigenvalues"][0] * 2 / S
     assert variance == pytest.approx(lr**2 / 4, rel=1e-10)
 
 

@@ -14,12 +14,13 @@ from _losses import Quadratic, TinyMLP, symmetric
 from centralflow_eqx.engine.curvature import EigenTracker, local_model, unsolved
 from centralflow_eqx.engine.oscillation import modes
 from centralflow_eqx.engine.response import Rule, derive, relax
+from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.engine.state_rate import Exponential
 from centralflow_eqx.errors import UnsupportedRule
 from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.experiment.start import identity
 from centralflow_eqx.optimizers import GD, RMSProp
-from centralflow_eqx.processes import STOP, Observation, Setting
+from centralflow_eqx.processes import Observation, Setting
 from centralflow_eqx.processes.probes import Coordinates, Outputs, Preconditioners
 
 D, LR = 12, 3.0
@@ -45,14 +46,15 @@ def scene():
     rule = Rule(RMSProp(LR, 0.9), identity)
     s = relax(rule.update(jax.grad(loss)(w), rule.init(w), w)[1], w)
     response = derive(rule, s, w, jax.grad(loss)(w), jr.key(0))
-    setting = Setting(loss, response, Exponential(), EigenTracker())
+    settings = Settings().resolved(w.dtype, restoration=0.5)
+    setting = Setting(loss, response, Exponential(), settings)
     pairs = EigenTracker(initial=4).solve(
         local_model(loss, w), response.gain(s, w), unsolved(D, 4, w.dtype, jr.key(1))
     )
     A = RNG.normal(size=(4, 3))
     X = jnp.asarray(A @ A.T)
     series = {"raw_eigenvalues": jnp.linalg.eigvalsh(H)[::-1]}
-    seen = Observation(w, s, series, jnp.zeros((), bool), STOP.running, modes(pairs, X))
+    seen = Observation(w, s, series, modes(pairs.Y, pairs.U, pairs.theta, X))
     return setting, seen, pairs.U @ X @ pairs.U.T
 
 
@@ -94,7 +96,7 @@ def test_predicted_outputs_are_averages_over_the_oscillation(scene):
 
 def test_processes_that_predict_nothing_have_no_predictions(scene):
     setting, seen, _ = scene
-    plain = Observation(seen.weights, seen.post, seen.series, seen.overflow, seen.stop)
+    plain = Observation(seen.weights, seen.post, seen.series)
     for probe in (Coordinates(indices=INDICES), Outputs(function=lambda w: w[:2])):
         assert not [k for k in probe.measure(setting, plain, None)[0] if "predicted" in k]
 

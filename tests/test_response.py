@@ -20,11 +20,11 @@ from _losses import (
     warm_state,
 )
 
+from centralflow_eqx.engine.curvature import apply_columns
 from centralflow_eqx.engine.response import (
     Response,
     Rule,
     Structure,
-    apply_columns,
     derive,
     examine,
     traced_numbers,
@@ -133,12 +133,12 @@ def test_average_of_the_state_over_an_oscillation(derived, name):
 @pytest.mark.parametrize(
     ("name", "expected"),
     {
-        "gd": ("scalar", "none", False, False, False, ""),
-        "scalar_rmsprop": ("scalar", "none", False, True, False, ""),
-        "rmsprop": ("diagonal", "none", False, True, False, ""),
-        "heavy_ball": ("scalar", "none", True, False, False, ""),
-        "adam": ("diagonal", "none", True, True, False, ""),
-        "gd decayed": ("diagonal", "diagonal", False, False, False, ""),
+        "gd": ("scalar", "none", False, False, False, False, ""),
+        "scalar_rmsprop": ("scalar", "none", False, False, True, False, ""),
+        "rmsprop": ("diagonal", "none", False, False, True, False, ""),
+        "heavy_ball": ("scalar", "none", False, True, False, False, ""),
+        "adam": ("diagonal", "none", False, True, True, False, ""),
+        "gd decayed": ("diagonal", "diagonal", False, False, False, False, ""),
     }.items(),
 )
 def test_structure(derived, name, expected):

@@ -4,8 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from centralflow_eqx import run as run_module
 from centralflow_eqx.cli import main
+from centralflow_eqx.experiment import run as run_module
 from centralflow_eqx.experiment.build import prepare
 from centralflow_eqx.spec import load_spec
 
@@ -119,8 +119,8 @@ def test_divergence_stops_the_run_and_keeps_the_rows_before(run, capsys):
 
 
 def test_an_interrupted_run_keeps_its_rows(run, monkeypatch):
-    def interrupted(spec, task):
-        rows = prepare(spec, task)
+    def interrupted(spec, task, notify):
+        rows = prepare(spec, task, notify)
         yield next(rows)
         yield next(rows)
         raise KeyboardInterrupt

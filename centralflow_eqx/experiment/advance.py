@@ -76,6 +76,8 @@ def move(
 
     def step(now: _Progress, i: Array) -> tuple[_Progress, Outcome]:
         new, view, verdict = process.move(now.state)
+        sums = _state_sums(process.setting, view)
+        view = eqx.tree_at(lambda v: v.series, view, view.series | sums)
         retry = (verdict.stop == STOP.unsolved) & may_retry & ~verdict.overflow
         undone = verdict.overflow | retry
         stop = STOP.where(undone, STOP.running, verdict.stop)
@@ -104,6 +106,14 @@ def move(
         now.overflow,
         now.unsolved,
     )
+
+
+def _state_sums(setting: Setting, view: View) -> dict[str, Array]:
+    parts = setting.response.rule.parts(view.post, view.w)
+    return {
+        f"state/{name}_sum": sum((jnp.sum(x) for x in jax.tree.leaves(part)), jnp.zeros(()))
+        for name, part in parts.items()
+    }
 
 
 @eqx.filter_jit
@@ -170,12 +180,19 @@ def measure(
 
 @eqx.filter_jit
 def compare(
-    setting: Setting, start: Vector, weights: dict[str, Array], views: dict[str, Rows]
+    setting: Setting,
+    start: Vector,
+    names: tuple[str, ...],
+    weights: dict[str, Array],
+    views: dict[str, Rows],
 ) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
-    """Distances between series and from the start, and the optimizer's share in predicted modes."""
+    """Distances between series and from the start, and the optimizer's share in predicted modes.
+
+    `names` are those of `weights`, in the order in which they are compared.
+    """
     apart = {
         f"distance/{a}-{b}": jnp.linalg.norm(weights[a] - weights[b], axis=1)
-        for a, b in itertools.combinations(weights, 2)
+        for a, b in itertools.combinations(names, 2)
     }
     own = {
         name: {"distance_moved": jnp.linalg.norm(w - start, axis=1)} for name, w in weights.items()
@@ -226,6 +243,7 @@ def advance(
     apart, own = compare(
         experiment.setting,
         experiment.start,
+        experiment.recorded,
         {name: track.weights for name, track in seen.items()},
         {name: track.views for name, track in seen.items() if track.views.oscillation is not None},
     )
