@@ -1,21 +1,64 @@
 """The one place that turns a spec into objects."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 
 from ..data import Dataset, read_arrays
 from ..data.npz import finite
 from ..errors import InputError, OptionError, Problem
+from ..models import AbstractModel
 from ..spec import Spec
 from ..task import Memory, Task, build_network, count_weights, wrong_length
+
+
+class Parts(NamedTuple):
+    """What a task is made of, known to fit together; `d` is the number of the model's weights."""
+
+    dataset: Dataset
+    model: AbstractModel
+    initial: Float[np.ndarray, " d"] | None
+    d: int
 
 
 def build_task(spec: Spec) -> Task:
     """The spec's training problem, in the spec's precision.
 
-    Raises `InputError` at the responsible line if files and options do not fit together. Nothing
-    is compiled before they are known to.
+    Raises `InputError` at the responsible line if files and options do not fit together.
     """
+    dataset, model, initial, _ = build_parts(spec)
+    network = build_network(model, dataset, spec.seed)
+    memory = Memory(spec.memory.microbatch, spec.memory.remat)
+    return Task(network, spec.loss.build(), dataset, spec.precision, initial, memory)
+
+
+def check(specs: Sequence[Spec]) -> list[str]:
+    """Build what the specs name, short of weights, and say what each would run.
+
+    Raises `InputError` with the problems of all of them.
+    """
+    facts, problems = [], []
+    for spec in specs:
+        try:
+            parts = build_parts(spec)
+        except InputError as error:
+            problems += error.problems
+            continue
+        spec.loss.build()
+        spec.optimizer.build()
+        facts.append(
+            f"{spec.steps} steps of {spec.optimizer.type}, {parts.d} weights, "
+            f"{len(parts.dataset.train_labels)} examples, {', '.join(spec.processes)}"
+        )
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+    return facts
+
+
+def build_parts(spec: Spec) -> Parts:
+    """What `build_task` builds on, with all of its checks; nothing is compiled for them."""
     problems: list[Problem] = []
     dataset = initial = None
     try:
@@ -43,9 +86,7 @@ def build_task(spec: Spec) -> Task:
     problems += _misfits(spec, dataset, d)
     if problems:
         raise InputError(problems)
-    memory = Memory(spec.memory.microbatch, spec.memory.remat)
-    network = build_network(model, dataset, spec.seed)
-    return Task(network, spec.loss.build(), dataset, spec.precision, initial, memory)
+    return Parts(dataset, model, initial, d)
 
 
 def _misfits(spec: Spec, dataset: Dataset, d: int) -> list[Problem]:
