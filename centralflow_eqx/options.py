@@ -110,7 +110,7 @@ class Arguments(Section):
         raise ValidationError.from_exception_data(type(self).__name__, [details])
 
 
-def derived(name: str, base: Any, doc: str | None = None, **fields: Any) -> Any:
+def derived(name: str, base: Any, doc: str | None = None, /, **fields: Any) -> Any:
     """`create_model`, without a search for docstrings in source code that does not exist."""
     written = {"use_attribute_docstrings": False}
     return create_model(name, __base__=base, __doc__=doc, __cls_kwargs__=written, **fields)
