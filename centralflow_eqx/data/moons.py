@@ -8,8 +8,8 @@ from annotated_types import Ge
 from typing_extensions import Doc
 
 from ._base import AbstractData, Dataset
-from ._registry import DATASETS
 from ._curves import two_curves
+from ._registry import DATASETS
 
 
 @DATASETS.register("moons")

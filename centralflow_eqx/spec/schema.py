@@ -236,8 +236,7 @@ def spec_model(chosen: Mapping[str, type[Options]] | None = None) -> type[Spec]:
     """
     chosen = chosen or {}
     sections: dict[str, Any] = {
-        section: chosen.get(section) or any_of(registry)
-        for section, registry in COMPONENTS.items()
+        section: chosen.get(section) or any_of(registry) for section, registry in COMPONENTS.items()
     }
     names = PROCESSES.names()
     words = Allowed(f"one of {', '.join(names)} {_ONLY}")
