@@ -1,6 +1,8 @@
 """Imports point one way, and functions are short; read off the source, function by function."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,10 @@ def test_a_module_imports_only_from_floors_above(module):
     assert not {i for i in others if floor(i) >= floor(module)}
 
 
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (function.end_lineno or function.lineno) - function.lineno + 1
+
+
 @pytest.mark.parametrize("folder", ["centralflow_eqx", "tests", "benchmarks"])
 def test_no_function_is_long(folder):
     long = [
@@ -108,6 +114,13 @@ def test_no_function_is_long(folder):
         for path in sorted((ROOT / folder).rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if node.end_lineno - node.lineno >= LONGEST_FUNCTION
+        if lines_of(node) > LONGEST_FUNCTION
     ]
     assert not long
+
+
+def test_a_run_starts_without_what_only_its_report_needs():
+    program = "import sys, centralflow_eqx.experiment.run; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    heavy = {"matplotlib", "plotly", "xarray", "pandas", "sklearn", "h5netcdf"}
+    assert not heavy & set(loaded.stdout.decode().split())
