@@ -107,12 +107,14 @@ def load_run(run_dir: Path) -> Run:
 def _opened(run_dir: Path) -> Iterator[h5py.File]:
     """The data of a run; `InputError` if there are none."""
     path = run_dir / "data.h5"
-    try:
-        # A run in progress may be looked at; its writer holds no lock.
-        file = h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise _refused(path, f"cannot be read: {error}; is this a run directory?") from None
-    with file:
+    with contextlib.ExitStack() as stack:
+        try:
+            # Through Python's file, HDF5 neither locks nor minds who else has it open: the run's
+            # writer, or the user.
+            raw = stack.enter_context(path.open("rb"))
+            file = stack.enter_context(h5py.File(raw, "r"))
+        except OSError as error:
+            raise _refused(path, f"cannot be read: {error}; is this a run directory?") from None
         if "step" not in file:
             raise _refused(path, "has no dataset `step`; is it a run's data?")
         yield file
