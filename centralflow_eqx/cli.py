@@ -80,7 +80,8 @@ def _run(args: argparse.Namespace) -> int:
         from .experiment.run import run_spec
 
         return int(run_spec(plan.specs[0], Console()))
-    from .sweep import check, conduct, in_this_process
+    from .experiment.build import check
+    from .sweep import conduct, in_this_process
 
     check(plan.specs)
     console = Console()
@@ -93,7 +94,8 @@ def _sweep(args: argparse.Namespace) -> int:
     if plan.folder is None:
         message = "missing; `run` runs a spec without it"
         raise InputError([Problem(Location(args.spec, 1), "sweep", message)])
-    from .sweep import check, conduct, is_done
+    from .experiment.build import check
+    from .sweep import conduct, is_done
 
     missing = [spec for spec in plan.specs if not is_done(spec)]
     if args.dry_run:
@@ -153,7 +155,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _validate(args: argparse.Namespace) -> int:
     plan = _load(args)
-    from .sweep import check
+    from .experiment.build import check
 
     facts = check(plan.specs)
     if plan.folder is None:

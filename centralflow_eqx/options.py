@@ -110,10 +110,16 @@ class Arguments(Section):
         raise ValidationError.from_exception_data(type(self).__name__, [details])
 
 
+def derived(name: str, base: Any, doc: str | None = None, /, **fields: Any) -> Any:
+    """`create_model`, without a search for docstrings in source code that does not exist."""
+    written = {"use_attribute_docstrings": False}
+    return create_model(name, __base__=base, __doc__=doc, __cls_kwargs__=written, **fields)
+
+
 def arguments_field(name: str, target: Callable[..., Any], fields: dict[str, Any]) -> Any:
     """Definition of the field `args` for what `target`, shown as `name`, takes."""
     with warnings.catch_warnings(action="ignore"):  # a field may hide a method of pydantic's
-        model = create_model(name, __base__=Arguments, **fields)
+        model = derived(name, Arguments, **fields)
     model._target = target
     keys = Allowed(f"a mapping with {', '.join(fields) or 'nothing in it'}")
     return Annotated[model, keys], Field({}, validate_default=True)
@@ -190,7 +196,7 @@ def _holds(hint: Any, *values: Any) -> bool:
     if _components(hint):
         return False
     try:
-        model = create_model("Holder", __base__=Section, held=(hint, ...))
+        model = derived("Holder", Section, held=(hint, ...))
         model.model_json_schema()
         read = [model.model_validate_json(to_json({"held": value})) for value in values]
         return all(bool(vars(new)["held"] == old) for new, old in zip(read, values, strict=True))
@@ -205,7 +211,7 @@ def _components(hint: Any) -> bool:
 
 
 def component_options(component: type) -> dict[str, Any]:
-    """Definitions for `create_model`, one per field of `component` that a spec can hold.
+    """Definitions for `derived`, one per field of `component` that a spec can hold.
 
     Raises `TypeError` for a field that must be given and cannot be.
     """
@@ -230,10 +236,10 @@ def option_model(component: type, name: str, base: type[Options] = Options) -> t
     kind: dict[str, Any] = {"type": (Literal[name], ...)}
     fields = kind | component_options(component)
     summary = (component.__doc__ or "").strip().partition("\n")[0]
-    model = create_model(component.__name__, __base__=Options, __doc__=summary, **fields)
+    model = derived(component.__name__, Options, summary, **fields)
     if base is not Options and base.suits(component):
         # of two bases the second one's fields come first
-        model = create_model(component.__name__, __base__=(base, model), __doc__=summary, **kind)
+        model = derived(component.__name__, (base, model), summary, **kind)
     model.component = component
     return model
 
@@ -251,15 +257,9 @@ class Also:
     text: str
 
 
-def any_of(registry: Registry, special: type[Options] | None = None) -> Any:
-    """The type `A | B | ...` of the options of all components, told apart by `type`.
-
-    `special` is one more, or replaces the one of the same `type`.
-    """
-    models = {name: options_of(registry, name) for name in registry.names()}
-    if special is not None:
-        models[str(tag(special)[1])] = special
-    union = tuple(models.values())
+def any_of(registry: Registry) -> Any:
+    """The type `A | B | ...` of the options of all components, told apart by `type`."""
+    union = tuple(options_of(registry, name) for name in registry.names())
     if len(union) == 1:  # pydantic discriminates between two or more
         return union[0]
     also = Also(", or a class as module.Class") if registry.base else None

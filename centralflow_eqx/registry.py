@@ -17,15 +17,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from .errors import did_you_mean
-
-if TYPE_CHECKING:
-    from .options import Options
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -36,21 +33,22 @@ class Registry(Generic[T]):
 
     With a `base`, a spec's `type` may also be the dotted name of a class of the user's own that
     extends it. Option models derived from fields extend `options_base` where it suits them.
+    (Option models are `options.Options`; a registry only keeps them.)
     """
 
     def __init__(
         self,
         kind: str,
         base: type[T] | None = None,
-        options_base: "type[Options] | None" = None,
+        options_base: type | None = None,
     ):
         self.kind = kind
         self.base = base
         self.options_base = options_base
         self._components: dict[str, type[T]] = {}
-        self._options: dict[str, type[Options]] = {}
+        self._options: dict[str, type] = {}
 
-    def register(self, name: str, options: "type[Options] | None" = None) -> Callable[[C], C]:
+    def register(self, name: str, options: type | None = None) -> Callable[[C], C]:
         """Class decorator; raises `ValueError` if the name is taken.
 
         `options` is the model of the component's options, where fields do not say them.
@@ -78,7 +76,7 @@ class Registry(Generic[T]):
             )
         return self._components[name]
 
-    def options(self, name: str) -> "type[Options] | None":
+    def options(self, name: str) -> type | None:
         """The model that `name` was registered with, if there is one."""
         return self._options.get(name)
 

@@ -77,7 +77,8 @@ class Task(eqx.Module):
         leaves, structure = jax.tree.flatten(params)
         self.unravel = Layout(structure, tuple(leaf.shape for leaf in leaves))
         if initial_weights is None:
-            initial_weights = jnp.concatenate([leaf.ravel() for leaf in leaves])
+            # By NumPy, as JAX would compile a program for every shape.
+            initial_weights = np.concatenate([np.ravel(leaf) for leaf in leaves])
         self.initial_weights = jnp.asarray(initial_weights, dtype)
         self.loss = loss
         self.memory = memory

@@ -17,7 +17,7 @@ class Run:
         self.folder = folder
 
     def __getitem__(self, name):
-        with h5py.File(self.folder / "data.h5") as file:
+        with h5py.File(self.folder / "data.h5", locking=False) as file:
             return file[name][()]
 
     def onset(self, process="central"):
@@ -34,3 +34,16 @@ class Run:
         loss = smooth(self["discrete/train_loss"], 15)
         error = np.abs(loss - smooth(self["central/predicted_loss"], 15))[LEAD:]
         return distance, error.mean() / loss[LEAD:].mean()
+
+
+def undocumented(run_dir):
+    """The datasets of a run that `QUANTITIES` has no entry for."""
+    found = []
+
+    def visit(name, item):
+        if item.attrs.get("units") == "unknown":
+            found.append(name)
+
+    with h5py.File(run_dir / "data.h5", locking=False) as file:
+        file.visititems(visit)
+    return found

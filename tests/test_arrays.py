@@ -1,6 +1,7 @@
 """From Python: a task without a spec, labelled arrays of a simulation and of a run on disk."""
 
 import equinox as eqx
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +12,15 @@ from _losses import TinyMLP
 from centralflow_eqx.cli import main
 from centralflow_eqx.data import Moons
 from centralflow_eqx.errors import InputError, NumericalStop, OptionError
-from centralflow_eqx.experiment.build import build_task, prepare
+from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.experiment.simulate import Row, simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP
 from centralflow_eqx.optimizers import GD
 from centralflow_eqx.processes.probes import Coordinates, Outputs
 from centralflow_eqx.record.arrays import collect, open_run
+from centralflow_eqx.record.writer import Recorder
 from centralflow_eqx.spec import load_spec
 from centralflow_eqx.task import make_task
 
@@ -181,6 +184,17 @@ def test_probes_of_a_plain_loss_have_labels():
     squared = tree["discrete/grad_sq_at"].sel(coordinate=30)
     assert squared.dims == ("step",) and bool((squared > 0).all())
     np.testing.assert_array_equal(tree["discrete/outputs"][0], w[:2] ** 2)
+
+
+def test_a_run_that_is_open_elsewhere_can_be_read(tmp_path):
+    with Recorder.create(tmp_path, "x", "name: x", np.arange(2), np.arange(0), {}) as recorder:
+        recorder.write(0, {"discrete": {"train_loss": 1.0}}, {}, 0.0)
+        recorder.flush()
+        assert open_run(recorder.run_dir)["discrete/train_loss"][0] == 1
+    with h5py.File(recorder.run_dir / "data.h5") as file:
+        np.testing.assert_array_equal(open_run(recorder.run_dir)["step"], file["step"])
+    with xr.open_datatree(recorder.run_dir / "data.h5", engine="h5netcdf") as tree:
+        xr.testing.assert_equal(open_run(recorder.run_dir)["step"], tree["step"])
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from centralflow_eqx.errors import InputError
-from centralflow_eqx.record.reader import load_run, trend
+from centralflow_eqx.record.reader import load_run
 from centralflow_eqx.record.writer import Recorder
 from centralflow_eqx.report import summarise_comparison, write_comparison
 from centralflow_eqx.report._labels import LONGEST, labels, shortened
 from centralflow_eqx.report._outcomes import outcomes
 from centralflow_eqx.report._overlay import OVERLAYS, members, relative_distance
+from centralflow_eqx.report._smooth import trend
 from centralflow_eqx.report._style import PALETTE, distinct
 from centralflow_eqx.report._weights import distances_apart
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from centralflow_eqx.experiment.build import build_task, prepare
+from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.spec import load_spec
 
 DATA = Path(__file__).parent / "data"

@@ -14,7 +14,7 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 from centralflow_eqx.errors import InputError
-from centralflow_eqx.record.reader import Run, load_run, ranges, smooth, trend
+from centralflow_eqx.record.reader import Run, load_run
 from centralflow_eqx.record.writer import Recorder
 from centralflow_eqx.report import summarise, write_report
 from centralflow_eqx.report._chart import (
@@ -30,6 +30,7 @@ from centralflow_eqx.report._chart import (
 from centralflow_eqx.report._edge import find_edge, smoothed
 from centralflow_eqx.report._images import write_images
 from centralflow_eqx.report._interactive import division
+from centralflow_eqx.report._smooth import ranges, smooth, trend
 from centralflow_eqx.report._style import FULL, PREDICTED, Look
 from centralflow_eqx.report.facts import gather
 from centralflow_eqx.report.figures import PLOTS, charts

@@ -6,7 +6,7 @@ import pytest
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.experiment import run as run_module
-from centralflow_eqx.experiment.build import prepare
+from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.spec import load_spec
 
 SPEC = """\

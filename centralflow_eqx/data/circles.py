@@ -1,14 +1,15 @@
 """Two circles, one inside the other."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
+import numpy as np
 from annotated_types import Ge, Gt, Lt
 from typing_extensions import Doc
 
 from ._base import AbstractData, Dataset
+from ._curves import two_curves
 from ._registry import DATASETS
-from ._split import halves
 
 
 @DATASETS.register("circles")
@@ -21,9 +22,6 @@ class Circles(AbstractData):
     factor: Annotated[float, Gt(0), Lt(1), Doc("Radius of the inner over the outer circle.")] = 0.5
 
     def load(self, seed: int) -> Dataset:
-        from sklearn.datasets import make_circles
-
-        drawn: Any = make_circles(
-            2 * self.n, noise=self.noise, factor=self.factor, random_state=seed
-        )
-        return halves(*drawn)
+        angle = np.linspace(0, 2 * np.pi, self.n, endpoint=False)
+        outer = np.stack([np.cos(angle), np.sin(angle)])
+        return two_curves(outer, outer * self.factor, self.noise, seed)

@@ -1,11 +1,14 @@
 """Handwritten digits."""
 
+import gzip
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from typing_extensions import Doc
 
 from ._base import AbstractData, Dataset
@@ -26,10 +29,7 @@ class Digits(AbstractData):
     ] = None
 
     def load(self, seed: int) -> Dataset:
-        from sklearn.datasets import load_digits
-
-        loaded: Any = load_digits(return_X_y=True)
-        images, labels = loaded
+        images, labels = _images()
         images = (images - images.mean()) / images.std()
         kept = labels < self.classes
         images, labels = images[kept], labels[kept]
@@ -38,6 +38,19 @@ class Digits(AbstractData):
             images = _enlarged(images, self.size)
         held_out = (images[test], labels[test]) if len(test) else (None, None)
         return Dataset(images[train], labels[train], *held_out, self.classes)
+
+
+def _images() -> tuple[Float[np.ndarray, "1797 64"], Int[np.ndarray, " 1797"]]:
+    """Pixels and labels, from the file that scikit-learn's `load_digits` reads.
+
+    Importing scikit-learn takes two seconds; it is only looked up.
+    """
+    package = find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations, "a dependency"
+    (folder,) = package.submodule_search_locations
+    with gzip.open(Path(folder) / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1], table[:, -1].astype(int)
 
 
 def _enlarged(pixels: Float[np.ndarray, "n 64"], size: int) -> Float[np.ndarray, "n 1 size size"]:

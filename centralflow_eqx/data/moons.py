@@ -1,14 +1,15 @@
 """Two interleaved half circles."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
+import numpy as np
 from annotated_types import Ge
 from typing_extensions import Doc
 
 from ._base import AbstractData, Dataset
+from ._curves import two_curves
 from ._registry import DATASETS
-from ._split import halves
 
 
 @DATASETS.register("moons")
@@ -20,7 +21,7 @@ class Moons(AbstractData):
     noise: Annotated[float, Ge(0), Doc("Standard deviation of the Gaussian noise.")] = 0.1
 
     def load(self, seed: int) -> Dataset:
-        from sklearn.datasets import make_moons
-
-        drawn: Any = make_moons(2 * self.n, noise=self.noise, random_state=seed)
-        return halves(*drawn)
+        angle = np.linspace(0, np.pi, self.n)
+        upper = np.stack([np.cos(angle), np.sin(angle)])
+        lower = np.stack([1 - np.cos(angle), 1 - np.sin(angle) - 0.5])
+        return two_curves(upper, lower, self.noise, seed)

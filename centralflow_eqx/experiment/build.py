@@ -1,31 +1,64 @@
-"""The one place that turns a spec into objects."""
+"""From a spec to the training problem: data, model, task."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from ..data import Dataset, read_arrays
 from ..data.npz import finite
-from ..engine.settings import Settings
-from ..errors import InputError, OptionError, Problem, UnsupportedRule
-from ..processes.probes import AbstractProbe, Coordinates, Outputs, Preconditioners
-from ..record.row import Row
+from ..errors import InputError, OptionError, Problem
+from ..models import AbstractModel
 from ..spec import Spec
-from ..task import Examples, Memory, Minibatch, Task, build_network, count_weights, wrong_length
-from .drive import Notify
-from .simulate import simulate
+from ..task import Memory, Task, build_network, count_weights, wrong_length
+
+
+class Parts(NamedTuple):
+    """What a task is made of, known to fit together; `d` is the number of the model's weights."""
+
+    dataset: Dataset
+    model: AbstractModel
+    initial: Float[np.ndarray, " d"] | None
+    d: int
 
 
 def build_task(spec: Spec) -> Task:
     """The spec's training problem, in the spec's precision.
 
-    Raises `InputError` at the responsible line if files and options do not fit together. Nothing
-    is compiled before they are known to.
+    Raises `InputError` at the responsible line if files and options do not fit together.
     """
+    dataset, model, initial, _ = build_parts(spec)
+    network = build_network(model, dataset, spec.seed)
+    memory = Memory(spec.memory.microbatch, spec.memory.remat)
+    return Task(network, spec.loss.build(), dataset, spec.precision, initial, memory)
+
+
+def check(specs: Sequence[Spec]) -> list[str]:
+    """Build what the specs name, short of weights, and say what each would run.
+
+    Raises `InputError` with the problems of all of them.
+    """
+    facts, problems = [], []
+    for spec in specs:
+        try:
+            parts = build_parts(spec)
+        except InputError as error:
+            problems += error.problems
+            continue
+        spec.loss.build()
+        spec.optimizer.build()
+        facts.append(
+            f"{spec.steps} steps of {spec.optimizer.type}, {parts.d} weights, "
+            f"{len(parts.dataset.train_labels)} examples, {', '.join(spec.processes)}"
+        )
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+    return facts
+
+
+def build_parts(spec: Spec) -> Parts:
+    """What `build_task` builds on, with all of its checks; nothing is compiled for them."""
     problems: list[Problem] = []
     dataset = initial = None
     try:
@@ -53,9 +86,7 @@ def build_task(spec: Spec) -> Task:
     problems += _misfits(spec, dataset, d)
     if problems:
         raise InputError(problems)
-    memory = Memory(spec.memory.microbatch, spec.memory.remat)
-    network = build_network(model, dataset, spec.seed)
-    return Task(network, spec.loss.build(), dataset, spec.precision, initial, memory)
+    return Parts(dataset, model, initial, d)
 
 
 def _misfits(spec: Spec, dataset: Dataset, d: int) -> list[Problem]:
@@ -88,80 +119,3 @@ def _read_init(spec: Spec) -> Float[np.ndarray, " d"] | None:
     if weights.ndim != 1:
         raise OptionError("key", f"must be a flat vector of weights, got {list(weights.shape)}")
     return finite("key", weights)
-
-
-def build_settings(spec: Spec) -> Settings:
-    """How the spec integrates flows and tracks spectra."""
-    flow, eigen = spec.flow, spec.eigen
-    return Settings(
-        substeps=flow.substeps,
-        critical_above=flow.critical_above,
-        state_rate=flow.state_rate,
-        restoration=flow.restoration,
-        max_sharpness=flow.max_sharpness,
-        track_above=eigen.track_above,
-        initial=eigen.initial,
-        tol=eigen.tol,
-        hvp_chunk=spec.memory.hvp_chunk,
-    )
-
-
-def build_arguments(spec: Spec, task: Task) -> dict[str, Any]:
-    """The spec as arguments of `simulate` and `start`, its steps aside."""
-    return {
-        "loss": task,
-        "optimizer": spec.optimizer.build(),
-        "w": task.initial_weights,
-        "processes": spec.processes,
-        "warm_start": spec.warm_start,
-        "unravel": task.unravel,
-        "settings": build_settings(spec),
-        "record_every": spec.record.every,
-        "evaluate": task.evaluate,
-        "probes": build_probes(spec, task),
-        "minibatch": Minibatch(task, spec.minibatch.size) if spec.minibatch.size else None,
-        "seed": spec.seed,
-    }
-
-
-def prepare(spec: Spec, task: Task, notify: Notify = lambda _: None) -> Iterator[Row]:
-    """The rows of the spec's simulation of `task`; raises `InputError` for an unsupported rule."""
-    try:
-        return simulate(**build_arguments(spec, task), steps=spec.steps, notify=notify)
-    except UnsupportedRule as error:
-        raise spec.error("optimizer", str(error)) from None
-    except OptionError as error:
-        raise spec.error(f"optimizer.{error.option}", error.message) from None
-
-
-def coordinates(spec: Spec, task: Task) -> Int[np.ndarray, " c"]:
-    """The weights that the spec asks to follow: those it names, or as many spread evenly."""
-    wanted = spec.record.coordinates
-    if isinstance(wanted, int):
-        return np.linspace(0, task.num_parameters - 1, wanted).round().astype(np.int64)
-    return np.array(wanted, np.int64)
-
-
-def build_probes(spec: Spec, task: Task) -> list[AbstractProbe]:
-    """What the spec's `record` section asks to measure."""
-    chosen, record = jnp.asarray(coordinates(spec, task)), spec.record
-    found: list[AbstractProbe] = []
-    if chosen.size:
-        found.append(Coordinates(indices=chosen))
-    if record.examples:
-        found.append(Outputs(function=Examples(task, record.examples)))
-    if record.preconditioners_every:
-        every = record.preconditioners_every // record.every
-        found.append(Preconditioners(indices=chosen, every=every))
-    return found
-
-
-def build_axes(spec: Spec, task: Task) -> dict[str, Int[np.ndarray, " n"]]:
-    """What series over weights and outputs are indexed by."""
-    found, chosen = {}, coordinates(spec, task)
-    if chosen.size:
-        found["coordinate"] = chosen
-    if spec.record.examples:
-        shape = jax.eval_shape(Examples(task, spec.record.examples), task.initial_weights)
-        found["output"] = np.arange(shape.size)
-    return found

@@ -16,9 +16,10 @@ from ..record.row import Halt, Row
 from ..record.writer import Recorder
 from ..spec import Spec
 from ..task import Task
-from .build import build_axes, build_task, prepare
+from .build import build_task
 from .goals import GoalWatch
 from .memory import estimate_peak, free_memory, warning
+from .prepare import build_axes, prepare
 from .progress import Progress
 
 

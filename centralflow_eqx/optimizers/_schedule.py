@@ -9,10 +9,10 @@ import equinox as eqx
 import optax
 from annotated_types import Ge, Gt
 from jaxtyping import Array, Float, Int
-from pydantic import Discriminator, Tag, TypeAdapter, create_model, model_validator
+from pydantic import Discriminator, Tag, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..options import Section
+from ..options import Section, derived
 from ..registry import SpecType
 
 Count = int | float | Int[Array, ""] | Float[Array, ""]
@@ -78,8 +78,7 @@ def _options(name: str, function: Callable) -> type[ScheduleOptions]:
     fields: dict[str, Any] = {"schedule": (Literal[spellings], ...)}
     for a in arguments:
         fields[a.name] = (_argument_type(a), ... if a.default is a.empty else a.default)
-    doc = f"Optax's {function.__name__}."
-    return create_model(name, __base__=ScheduleOptions, __doc__=doc, **fields)
+    return derived(name, ScheduleOptions, f"Optax's {function.__name__}.", **fields)
 
 
 def _kind(value: Any) -> str | None:

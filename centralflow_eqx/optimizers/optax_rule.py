@@ -11,10 +11,10 @@ import equinox as eqx
 import jax
 import optax
 from jaxtyping import PyTree
-from pydantic import WithJsonSchema, create_model
+from pydantic import WithJsonSchema
 
 from ..errors import OptionError, show
-from ..options import Allowed, OptionModel, Options, arguments_field, call, option
+from ..options import Allowed, OptionModel, Options, arguments_field, call, derived, option
 from ..registry import SpecType
 from ._base import AbstractOptimizer
 from ._registry import OPTIMIZERS
@@ -43,7 +43,7 @@ class OptaxOptions(Options):
             f"optax.{name}", functools.partial(_make, factory), _arguments(name, factory)
         )
         fields: dict[str, Any] = {"name": (Literal[name], ...), "args": arguments}
-        return create_model("Optax", __base__=cls, **fields)
+        return derived("Optax", cls, **fields)
 
     def build(self) -> Any:
         return call(self.args)

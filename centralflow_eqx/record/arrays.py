@@ -4,15 +4,18 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xarray as xr
 from jaxtyping import Int, Shaped
 
-from ..errors import InputError, Location, NumericalStop, Problem
+from ..errors import NumericalStop
 from .quantities import ZERO_PADDED, axis, quantity, versions
+from .reader import Group, Variable, read_groups
 from .row import Row
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Seen = dict[int, Shaped[np.ndarray, "..."]]
 """A series: what was recorded, by step."""
@@ -41,7 +44,7 @@ def collect(
     coordinates: Sequence[int] | Int[np.ndarray, " c"] | None = None,
     weights: bool = False,
     attributes: Mapping[str, Any] | None = None,
-) -> xr.DataTree:
+) -> "xr.DataTree":
     """Run a simulation to its end and return everything that it recorded.
 
     The tree has the layout of a run's `data.h5`: a node for each process with its series over
@@ -71,47 +74,41 @@ def collect(
     interval = _interval(stopping)
     steps = [step for step in stopping if step % interval == 0]
     kept = {key: {t: seen[t] for t in steps if t in seen} for key, seen in series.items()}
-    tree = xr.DataTree.from_dict(_nodes(kept, steps, coordinates, [*stops]))
-    tree.attrs = {f"version_{package}": version for package, version in versions().items()}
-    tree.attrs |= {"status": status} | dict(attributes or {})
+    nodes = _nodes(kept, steps, coordinates, [*stops])
+    known = {f"version_{package}": version for package, version in versions().items()}
+    about = {"/": known | {"status": status} | dict(attributes or {})}
     for process, (step, reason) in stops.items():
-        tree.children[process].attrs |= {"stop_reason": reason, "stop_row": step // interval}
-    return tree
+        about[f"/{process}"] = {"stop_reason": reason, "stop_row": step // interval}
+    return _tree({path: Group(node, about.get(path, {})) for path, node in nodes.items()})
 
 
-def open_run(run_dir: str | Path) -> xr.DataTree:
+def open_run(run_dir: str | Path) -> "xr.DataTree":
     """The data of a run directory, in memory, as `collect` would have it.
 
     Weights, where the run stored any, are over `weights_step` and `parameter`. A run that ended
     early has NaN in the rows that it did not reach. Raises `InputError` if there is no run.
     """
-    path = Path(run_dir) / "data.h5"
-    try:
-        # A run in progress may be looked at; its writer holds no lock.
-        tree = xr.open_datatree(
-            path, engine="h5netcdf", decode_cf=False, driver_kwds={"locking": False}
-        )
-    except (OSError, ValueError) as error:
-        raise _refused(path, f"cannot be read: {error}; is this a run directory?") from None
-    with tree:
-        if "step" not in tree.coords:
-            raise _refused(path, "has no dataset `step`; is it a run's data?")
-        return tree.load().map_over_datasets(_without_gaps)
+    groups = read_groups(Path(run_dir))
+    for group in groups.values():
+        for name, (dims, values, about) in group.variables.items():
+            group.variables[name] = Variable(dims, _without_gaps(values), about)
+    return _tree(groups)
 
 
-def _refused(path: Path, message: str) -> InputError:
-    return InputError([Problem(Location(str(path)), "", message)])
+def _tree(groups: Mapping[str, Group]) -> "xr.DataTree":
+    """Groups by path as xarray has them."""
+    import xarray as xr  # takes a while, which a run need not wait for
 
-
-def _without_gaps(dataset: xr.Dataset) -> xr.Dataset:
-    """Counters mark rows that were not written by -1."""
-    return dataset.assign(
-        {
-            name: values.where(values != -1)
-            for name, values in dataset.data_vars.items()
-            if np.issubdtype(values.dtype, np.integer) and (values == -1).any()
-        }
+    return xr.DataTree.from_dict(
+        {path: xr.Dataset(variables, attrs=about) for path, (variables, about) in groups.items()}
     )
+
+
+def _without_gaps(values: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """Counters mark rows that were not written by -1."""
+    if np.issubdtype(values.dtype, np.integer) and (values == -1).any():
+        return np.where(values == -1, np.nan, values)
+    return values
 
 
 def _values(row: Row, weights: bool) -> Iterator[tuple[_Key, Shaped[np.ndarray, "..."]]]:
@@ -143,10 +140,10 @@ def _nodes(
     steps: Sequence[int],
     coordinates: Sequence[int] | Int[np.ndarray, " c"] | None,
     stopped: Sequence[str],
-) -> dict[str, xr.Dataset]:
-    """The tree's datasets by path, with a node for every process."""
+) -> dict[str, dict[str, Variable]]:
+    """The tree's variables by path, with a node for every process."""
     processes = dict.fromkeys([*(key.process for key in series), *stopped])
-    nodes: dict[str, dict[str, xr.Variable]] = {f"/{process}": {} for process in ("", *processes)}
+    nodes: dict[str, dict[str, Variable]] = {f"/{process}": {} for process in ("", *processes)}
     nodes["/"]["step"] = _variable("step", ["step"], np.array(steps, np.int64))
     widths = _widths(series)
     for (process, along), width in widths.items():
@@ -159,7 +156,7 @@ def _nodes(
         values = _filled(key.name, seen, steps, width)
         dims = ["step", _axis(key.name)][: values.ndim]
         nodes.setdefault(key.node, {})[key.variable] = _variable(key.name, dims, values)
-    return {path: xr.Dataset(variables) for path, variables in nodes.items()}
+    return nodes
 
 
 def _axis(name: str) -> str:
@@ -197,5 +194,5 @@ def _filled(name: str, seen: Seen, steps: Sequence[int], width: int) -> Shaped[n
     return values if real or np.isnan(values).any() else values.astype(np.int64)
 
 
-def _variable(name: str, dims: list[str], values: Shaped[np.ndarray, "..."]) -> xr.Variable:
-    return xr.Variable(dims, values, asdict(quantity(name)))
+def _variable(name: str, dims: list[str], values: Shaped[np.ndarray, "..."]) -> Variable:
+    return Variable(tuple(dims), values, asdict(quantity(name)))

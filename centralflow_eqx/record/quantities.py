@@ -78,6 +78,13 @@ QUANTITIES = {
     "stationary/efficacy_scalar": Quantity("loss", "g^T P^-1 g of P = S/2, S the sharpness"),
 }
 
+# Series of the parts of an optimizer's state, by what stands around the part's name.
+_PARTS = {
+    ("state/", "_sum"): "sum over the entries of {} in the optimizer's state",
+    ("state/", "_at"): "entries of {} in the optimizer's state at chosen weights",
+    ("stationary/", "_at"): "stationary values of {} in the optimizer's state at chosen weights",
+}
+
 
 def axis(name: str) -> str:
     """The dimension scale of a series of vectors."""
@@ -93,6 +100,10 @@ def quantity(name: str) -> Quantity:
     if name.startswith("distance/"):
         a, _, b = name.removeprefix("distance/").partition("-")
         return Quantity("weight", f"distance between the weights of {a} and {b}")
+    for (start, end), words in _PARTS.items():
+        if name.startswith(start) and name.endswith(end):
+            part = name.removeprefix(start).removesuffix(end)
+            return Quantity("as the optimizer has it", words.format(part))
     return Quantity("unknown", name.replace("/", " ").replace("_", " "))
 
 

@@ -1,18 +1,19 @@
-"""A run as its directory has it."""
+"""A run as its directory has it. Nothing else opens `data.h5` to read it."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import h5py
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from scipy.ndimage import correlate1d
+from jaxtyping import Bool, Float, Int, Shaped
 
 from ..errors import InputError, Location, Problem
 from ..spec.document import parse
-from .writer import dataset
+from ._hdf5 import dataset
 
 _DEFAULT_SMOOTHING = 15.0
 FLOWS = ("central", "stationary", "ablated")
@@ -71,71 +72,11 @@ class Run:
         return np.any(flags, axis=0) if flags else np.zeros(self.steps.size, bool)
 
 
-def smooth(values: Float[np.ndarray, "..."], width: float) -> Float[np.ndarray, "..."]:
-    """Gaussian average over rows; `width` is the Gaussian's standard deviation in rows.
-
-    `smoothing: 15` in a spec is a width of 15 recorded steps. The weights are cut off at four
-    widths and renormalised over the rows that exist, so the ends see one side only. NaN stay NaN
-    and do not spread. A width of 0 leaves the values as they are.
-    """
-    if width == 0:
-        return values
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        average = _moment(values, known, width, 0) / _moment(1.0, known, width, 0)
-    return np.where(known, average, np.nan)
-
-
-def trend(values: Float[np.ndarray, "..."], width: float) -> Float[np.ndarray, "..."]:
-    """Like `smooth`, without its shift at the ends of a curve that rises or falls.
-
-    At each row, the value of the straight line that is fitted with the weights of `smooth`, held
-    within the range of the values. Away from ends and gaps the two agree; at ends, this is noisier.
-    """
-    known = np.isfinite(values)
-    if width == 0 or not known.any():
-        return values
-    w0, w1, w2 = (_moment(1.0, known, width, power) for power in range(3))
-    y0, y1 = (_moment(values, known, width, power) for power in range(2))
-    spread = w0 * w2 - w1**2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        line = np.where(spread > 1e-9 * w0 * w2, (w2 * y0 - w1 * y1) / spread, y0 / w0)
-    lowest = np.where(known, values, np.inf).min(axis=0)
-    highest = np.where(known, values, -np.inf).max(axis=0)
-    return np.where(known, np.clip(line, lowest, highest), np.nan)
-
-
-def _moment(
-    values: Float[np.ndarray, "..."] | float,
-    known: Bool[np.ndarray, "..."],
-    width: float,
-    power: int,
-) -> Float[np.ndarray, "..."]:
-    """Gaussian-weighted sums, at each row, of the known values times a power of their offset."""
-    radius = min(int(np.ceil(4 * width)), len(known))
-    offset = np.arange(-radius, radius + 1.0)
-    kernel = np.exp(-0.5 * (offset / width) ** 2) * offset**power
-    return correlate1d(np.where(known, values, 0.0), kernel, axis=0, mode="constant")
-
-
-def ranges(mask: Bool[np.ndarray, " T"]) -> list[tuple[int, int]]:
-    """First and last row of every stretch where `mask` holds."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
-    return [(int(a), int(b) - 1) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-
-
 def load_run(run_dir: Path) -> Run:
     """Read a run directory, finished or not; `InputError` if it is none."""
     run_dir = Path(run_dir)
     spec, name, smoothing = _read_spec(run_dir / "spec.yaml")
-    try:
-        # A run in progress may be looked at; its writer holds no lock.
-        file = h5py.File(run_dir / "data.h5", "r", locking=False)
-    except OSError as error:
-        raise _refused(run_dir / "data.h5", f"cannot be read: {error}") from None
-    with file:
-        if "step" not in file:
-            raise _refused(run_dir / "data.h5", "has no dataset `step`; is it a run's data?")
+    with _opened(run_dir) as file:
         steps = dataset(file, "step")[:]
         groups = {k: g for k, g in file.items() if isinstance(g, h5py.Group) and k != "distance"}
         return Run(
@@ -160,6 +101,95 @@ def load_run(run_dir: Path) -> Run:
             if "coordinate" in file
             else (),
         )
+
+
+@contextlib.contextmanager
+def _opened(run_dir: Path) -> Iterator[h5py.File]:
+    """The data of a run; `InputError` if there are none."""
+    path = run_dir / "data.h5"
+    with contextlib.ExitStack() as stack:
+        try:
+            # Through Python's file, HDF5 neither locks nor minds who else has it open: the run's
+            # writer, or the user.
+            raw = stack.enter_context(path.open("rb"))
+            file = stack.enter_context(h5py.File(raw, "r"))
+        except OSError as error:
+            raise _refused(path, f"cannot be read: {error}; is this a run directory?") from None
+        if "step" not in file:
+            raise _refused(path, "has no dataset `step`; is it a run's data?")
+        yield file
+
+
+class Variable(NamedTuple):
+    """An array with the names of its axes, and what is known about it."""
+
+    dims: tuple[str, ...]
+    values: Shaped[np.ndarray, "..."]
+    attributes: dict[str, Any]
+
+
+class Group(NamedTuple):
+    """A group of a run's file, without the groups in it."""
+
+    variables: dict[str, Variable]
+    attributes: dict[str, Any]
+
+
+def read_groups(run_dir: Path) -> dict[str, Group]:
+    """Everything in a run's file, by the paths of its groups; `InputError` if there is no run."""
+    with _opened(run_dir) as file:
+        groups = {"/": _read_group(file)}
+
+        def visit(_: str, item: Any) -> None:
+            if isinstance(item, h5py.Group):
+                groups[str(item.name)] = _read_group(item)
+
+        file.visititems(visit)
+        return groups
+
+
+def _read_group(group: h5py.Group) -> Group:
+    variables = {}
+    for name, item in group.items():
+        if isinstance(item, h5py.Dataset):
+            # A scale is its own axis.
+            dims = (name,) if item.is_scale else tuple(_axis_name(dim) for dim in item.dims)
+            about = {key: item.attrs[key] for key in ("units", "long_name") if key in item.attrs}
+            variables[name] = Variable(dims, item[()], about)
+    return Group(variables, dict(group.attrs))
+
+
+def _axis_name(dim: Any) -> str:
+    """The name of the scale that belongs to a dimension."""
+    return dim[0].name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The last weights of a process that a run stored, and their step."""
+
+    step: int
+    weights: Float[np.ndarray, " d"]
+
+
+def with_weights(run_dir: Path) -> tuple[str, ...]:
+    """The processes of which a run stored weights."""
+    with _opened(run_dir) as file:
+        return tuple(str(name) for name in file if f"{name}/weights" in file)
+
+
+def last_weights(run_dir: Path, process: str) -> Ending | None:
+    """The last row of a process's weights that is finite, or None."""
+    with _opened(run_dir) as file:
+        if f"{process}/weights" not in file:
+            return None
+        group = cast(h5py.Group, file[process])
+        weights, steps = dataset(group, "weights"), dataset(group, "weights_step")
+        for row in reversed(range(weights.shape[0])):
+            values = weights[row]
+            if np.isfinite(values).all():
+                return Ending(int(steps[row]), values.astype(float))
+    return None
 
 
 def _refused(path: Path, message: str) -> InputError:

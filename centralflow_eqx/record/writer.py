@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO, cast
+from typing import Any, Self, TextIO
 
 import h5py
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from ._hdf5 import dataset
 from .quantities import ZERO_PADDED, axis, quantity, versions
 
 Value = Shaped[np.ndarray, "..."] | float | int
@@ -20,11 +21,6 @@ Value = Shaped[np.ndarray, "..."] | float | int
 FLUSH_SECONDS = 1.0
 _LINE_VALUES = 64  # vectors longer than this stay out of metrics.jsonl
 _CHUNK_ROWS = 1024
-
-
-def dataset(group: h5py.Group, name: str) -> h5py.Dataset:
-    """A member of `group` that is known to be a dataset, as a type checker cannot know."""
-    return cast(h5py.Dataset, group[name])
 
 
 def set_aside(path: Path) -> Path | None:

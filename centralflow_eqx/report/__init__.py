@@ -1,6 +1,6 @@
 """A report on a run, and one on several, made from their directories alone."""
 
-from ..record.reader import smooth
+from ._smooth import smooth
 from .compare import summarise_comparison, write_comparison
 from .page import summarise, write_report
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ..record.reader import Run, trend
+from ..record.reader import Run
+from ._smooth import trend
 
 EDGE_ROWS = 10
 """Rows over which the median of the largest eigenvalue must stay near 2."""

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ._chart import Drawing
-from ._interactive import division, library
 from .narrative import percent
 
 
@@ -25,6 +23,8 @@ class Figure:
 
 def figures(about: Iterable[tuple[str, str, str]], drawings: Mapping[str, Drawing]) -> list[Figure]:
     """The figures that were drawn, of all that can be, each (name, title, caption)."""
+    from ._interactive import division  # a run need not wait for plotly
+
     return [
         Figure(name, title, caption, Markup(division(drawings[name], name)))
         for name, title, caption in about
@@ -34,6 +34,10 @@ def figures(about: Iterable[tuple[str, str, str]], drawings: Mapping[str, Drawin
 
 def render(template: str, **content: Any) -> str:
     """A page made of `template` with the script that its figures need."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from ._interactive import library
+
     environment = Environment(
         loader=PackageLoader("centralflow_eqx", "report"),
         autoescape=True,

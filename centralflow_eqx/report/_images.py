@@ -1,11 +1,14 @@
 """Drawings as files, by matplotlib."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from fontTools import subset
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,6 +33,9 @@ _LETTERS = 110  # in a line of a legend
 _SAMPLE = 8  # letters that the line beside a label takes
 _MOST_CELLS = 14  # rows of a heat map whose numbers can still be read
 
+# What shapes text; a PDF has every glyph in its place.
+_SHAPING_TABLES = ("GSUB", "GPOS", "GDEF", "MATH", "kern")
+
 _RC: dict[Any, Any] = {
     "font.size": 10,
     "axes.labelsize": 10,
@@ -53,12 +59,29 @@ _RC: dict[Any, Any] = {
 
 def write_images(drawing: Drawing, folder: Path, name: str) -> None:
     """Write `folder/name.png` and `folder/name.pdf`; equal drawings give equal files."""
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(_RC), _bare_fonts():
         figure = _heat_map(drawing) if isinstance(drawing, HeatMap) else _chart(drawing)
         FigureCanvasAgg(figure).print_png(folder / f"{name}.png", metadata={"Software": None})
+        figure.set_layout_engine("none")  # as it is laid out by now: that takes as long as drawing
         FigureCanvasPdf(figure).print_pdf(
             folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None}
         )
+
+
+@contextlib.contextmanager
+def _bare_fonts() -> Iterator[None]:
+    """Within, PDFs embed fonts without the tables that nobody reads.
+
+    Cutting these down to the letters in use takes as long as everything else about a figure. It is
+    fontTools that does, on behalf of matplotlib, which has no option for it.
+    """
+    dropped = getattr(subset.Options, "_drop_tables_default", [])
+    before = dropped[:]
+    dropped += _SHAPING_TABLES
+    try:
+        yield
+    finally:
+        dropped[:] = before
 
 
 def remove_images(folder: Path, name: str) -> None:

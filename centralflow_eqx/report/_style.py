@@ -3,9 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import matplotlib
-from matplotlib.colors import to_hex, to_rgb
-
 # Okabe and Ito's palette, distinguishable with any colour vision.
 BLUE, SKY, GREEN, VERMILION = "#0072B2", "#56B4E9", "#009E73", "#D55E00"
 ORANGE, PURPLE, BLACK, GREY = "#E69F00", "#CC79A7", "#222222", "#8A8A8A"
@@ -58,6 +55,8 @@ def colour(process: str) -> str:
 
 def lighter(base: str) -> str:
     """A paler tone, for what is less important."""
+    from matplotlib.colors import to_hex, to_rgb  # a run need not wait for matplotlib
+
     red, green, blue = (1 - 0.65 * (1 - tone) for tone in to_rgb(base))
     return to_hex((red, green, blue))
 
@@ -66,6 +65,9 @@ def distinct(number: int) -> tuple[str, ...]:
     """Colours for `number` things in their order: a palette, or steps from dark to light."""
     if number <= len(PALETTE):
         return PALETTE[:number]
+    import matplotlib
+    from matplotlib.colors import to_hex
+
     # The lightest tones would vanish on white.
     shades = matplotlib.colormaps[HEAT]
     return tuple(to_hex(shades(0.92 * i / (number - 1))) for i in range(number))

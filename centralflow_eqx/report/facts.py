@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ..record.reader import Run, ranges, smooth
+from ..record.reader import Run
 from ._edge import (
     EDGE_ROWS,
     Edge,
@@ -14,6 +14,7 @@ from ._edge import (
     first_oscillating_row,
     oscillating,
 )
+from ._smooth import ranges, smooth
 
 
 @dataclass(frozen=True)

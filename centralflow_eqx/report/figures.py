@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..record.reader import Run, ranges
+from ..record.reader import Run
 from . import _preconditioner as preconditioner
 from . import _trajectories as trajectories
 from ._chart import Chart, Drawing
-from ._images import remove_images, write_images
+from ._smooth import ranges
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,8 @@ def write_figures(figures: Mapping[str, Drawing], names: Iterable[str], folder: 
 
     `names` are all that there can be: a figure of an earlier report must not outlive its data.
     """
+    from ._images import remove_images, write_images  # a run need not wait for matplotlib
+
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         remove_images(folder, name)

@@ -12,7 +12,7 @@ from ..errors import InputError, Location, OptionError, Problem, did_you_mean, s
 from ..options import Options, options_of
 from ..registry import Registry
 from .document import KeyPath, Node, override, read
-from .schema import Eigen, Flow, Spec, problem_at, registries, spec_model
+from .schema import COMPONENTS, Eigen, Flow, Spec, problem_at, spec_model
 from .sweep import expand, repetitions
 from .user_class import class_options
 from .wording import problem
@@ -89,9 +89,9 @@ def load_plan(
 def _check(document: Node, folder: Path, user_code: bool) -> tuple[Spec | None, list[Problem]]:
     """The resolved spec of a document with one run, or every problem found in it."""
     problems = list(_cross_checks(document))
-    special, refused = _special_models(document, folder, user_code)
+    chosen, refused = _chosen_models(document, folder, user_code)
     problems += refused
-    model = spec_model(special)
+    model = spec_model(chosen)
     # JSON mode is pydantic's strict mode for data that has lists but no tuples, as YAML does.
     try:
         text = json.dumps(document.plain())
@@ -102,18 +102,18 @@ def _check(document: Node, folder: Path, user_code: bool) -> tuple[Spec | None, 
     return _resolve(spec, document), problems
 
 
-def _special_models(
+def _chosen_models(
     document: Node, folder: Path, user_code: bool
 ) -> tuple[dict[str, type[Options]], list[Problem]]:
-    """By section, the option model that the section's own content asks for."""
+    """By section, the option model that the section's `type` asks for."""
     models, problems = {}, []
-    for section, registry in registries().items():
+    for section, registry in COMPONENTS.items():
         node, found = document.find((section,))
         given = node.plain() if found else None
         if not isinstance(given, dict) or not isinstance(given.get("type"), str):
             continue
         try:
-            model = _special_model(registry, given, folder, user_code)
+            model = _chosen_model(registry, given, folder, user_code)
         except OptionError as error:
             problems.append(problem_at(document, (section, error.option), error.message))
         else:
@@ -121,7 +121,7 @@ def _special_models(
     return models, problems
 
 
-def _special_model(
+def _chosen_model(
     registry: Registry, given: dict[str, Any], folder: Path, user_code: bool
 ) -> type[Options] | None:
     name = given["type"]

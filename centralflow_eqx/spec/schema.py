@@ -5,14 +5,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import Field, PrivateAttr, StringConstraints, create_model, model_validator
+from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..data import DATASETS
 from ..errors import InputError, Problem
-from ..options import Allowed, Options, Section, any_of
+from ..losses import LOSSES
+from ..models import MODELS
+from ..optimizers import OPTIMIZERS
+from ..options import Allowed, Options, Section, any_of, derived
+from ..processes import PROCESSES
 from ..registry import InputFile, Registry
 from .document import Node, dotted, dump
 from .user_class import ClassOptions
+
+COMPONENTS: dict[str, Registry] = {
+    "data": DATASETS,
+    "model": MODELS,
+    "loss": LOSSES,
+    "optimizer": OPTIMIZERS,
+}
+"""What the `type` of each section of components may name."""
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -215,35 +228,23 @@ def problem_at(document: Node, path: tuple[str | int, ...], message: str) -> Pro
     return Problem(node.at if found else node.key_at, dotted(path), message)
 
 
-def registries() -> dict[str, Registry]:
-    """What the `type` of each section of components may name."""
-    from ..data import DATASETS
-    from ..losses import LOSSES
-    from ..models import MODELS
-    from ..optimizers import OPTIMIZERS
-
-    return {"data": DATASETS, "model": MODELS, "loss": LOSSES, "optimizer": OPTIMIZERS}
-
-
-def spec_model(special: Mapping[str, type[Options]] | None = None) -> type[Spec]:
+def spec_model(chosen: Mapping[str, type[Options]] | None = None) -> type[Spec]:
     """`Spec` with the options of everything registered so far.
 
-    `special` has, by section, models that are only meant for one spec.
+    `chosen` has, by section, the one model that a section is checked against. The models of all
+    components take a second to derive.
     """
-    from ..processes import PROCESSES
-
-    special = special or {}
+    chosen = chosen or {}
     sections: dict[str, Any] = {
-        section: any_of(registry, special.get(section))
-        for section, registry in registries().items()
+        section: chosen.get(section) or any_of(registry) for section, registry in COMPONENTS.items()
     }
     names = PROCESSES.names()
     words = Allowed(f"one of {', '.join(names)} {_ONLY}")
     process: Any = Annotated[Literal[names], words]
-    return create_model(
+    return derived(
         "Spec",
-        __base__=Spec,
-        __doc__=Spec.__doc__,
+        Spec,
+        Spec.__doc__,
         processes=Annotated[tuple[process, ...], MinLen(1)],
         **sections,
     )
@@ -253,7 +254,7 @@ def json_schema() -> dict[str, Any]:
     """JSON schema of a spec file, for editors."""
     schema = spec_model().model_json_schema()
     schema["$defs"]["ClassOptions"] = ClassOptions.model_json_schema()
-    for section, registry in registries().items():
+    for section, registry in COMPONENTS.items():
         if registry.base is not None:
             named, dotted_name = schema["properties"][section], {"$ref": "#/$defs/ClassOptions"}
             schema["properties"][section] = {"anyOf": [named, dotted_name]}

@@ -11,10 +11,10 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
-from pydantic import StringConstraints, WithJsonSchema, create_model
+from pydantic import StringConstraints, WithJsonSchema
 
 from ..errors import OptionError, did_you_mean, show
-from ..options import Options, arguments_field, call, component_options, one_line
+from ..options import Options, arguments_field, call, component_options, derived, one_line
 from ..registry import InputFolder, Registry
 
 _DOTTED = r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"
@@ -61,7 +61,7 @@ def class_options(registry: Registry, given: Mapping[str, Any], folder: Path) ->
         "args": args,
         "folder": (Optional[InputFolder], found),  # noqa: UP045
     }
-    return create_model(component.__name__, __base__=ClassOptions, **own)
+    return derived(component.__name__, ClassOptions, **own)
 
 
 def _import_class(name: str, folders: list[Path], base: Any) -> tuple[Any, Path | None]:

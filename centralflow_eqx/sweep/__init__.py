@@ -7,13 +7,12 @@ run directories, the spec they ran (`<member>.yaml`) and their output (`<member>
 """
 
 from .cluster import on_cluster, parse_settings
-from .conductor import Backend, check, conduct
+from .conductor import Backend, conduct
 from .folder import find_runs, is_done, is_run, is_sweep
 from .local import end_with_stdin, in_this_process, in_workers
 
 __all__ = [
     "Backend",
-    "check",
     "conduct",
     "end_with_stdin",
     "find_runs",

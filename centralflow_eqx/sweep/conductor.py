@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from ..errors import ExitCode, InputError
-from ..experiment.build import build_task
+from ..errors import ExitCode
 from ..experiment.progress import duration
 from ..spec import Plan, Spec
 from .folder import is_done, is_recorded, start_folder
@@ -40,28 +39,6 @@ class Event(NamedTuple):
 
 Backend = Callable[[Sequence[Spec]], Generator[Event, None, None]]
 """Runs members; closing the iterator ends what still runs."""
-
-
-def check(specs: Sequence[Spec]) -> list[str]:
-    """Build what the specs name, and say what each would run.
-
-    Raises `InputError` with the problems of all of them.
-    """
-    facts, problems = [], []
-    for spec in specs:
-        try:
-            task = build_task(spec)
-            spec.optimizer.build()
-        except InputError as error:
-            problems += error.problems
-            continue
-        facts.append(
-            f"{spec.steps} steps of {spec.optimizer.type}, {task.num_parameters} weights, "
-            f"{len(task.train_labels)} examples, {', '.join(spec.processes)}"
-        )
-    if problems:
-        raise InputError(dict.fromkeys(problems))
-    return facts
 
 
 def conduct(

@@ -1,0 +1,95 @@
+"""From a spec to a simulation of its training problem."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from ..engine.settings import Settings
+from ..errors import OptionError, UnsupportedRule
+from ..processes.probes import AbstractProbe, Coordinates, Outputs, Preconditioners
+from ..record.row import Row
+from ..spec import Spec
+from ..task import Examples, Minibatch, Task
+from .drive import Notify
+from .simulate import simulate
+
+
+def build_settings(spec: Spec) -> Settings:
+    """How the spec integrates flows and tracks spectra."""
+    flow, eigen = spec.flow, spec.eigen
+    return Settings(
+        substeps=flow.substeps,
+        critical_above=flow.critical_above,
+        state_rate=flow.state_rate,
+        restoration=flow.restoration,
+        max_sharpness=flow.max_sharpness,
+        track_above=eigen.track_above,
+        initial=eigen.initial,
+        tol=eigen.tol,
+        hvp_chunk=spec.memory.hvp_chunk,
+    )
+
+
+def build_arguments(spec: Spec, task: Task) -> dict[str, Any]:
+    """The spec as arguments of `simulate` and `start`, its steps aside."""
+    return {
+        "loss": task,
+        "optimizer": spec.optimizer.build(),
+        "w": task.initial_weights,
+        "processes": spec.processes,
+        "warm_start": spec.warm_start,
+        "unravel": task.unravel,
+        "settings": build_settings(spec),
+        "record_every": spec.record.every,
+        "evaluate": task.evaluate,
+        "probes": build_probes(spec, task),
+        "minibatch": Minibatch(task, spec.minibatch.size) if spec.minibatch.size else None,
+        "seed": spec.seed,
+    }
+
+
+def prepare(spec: Spec, task: Task, notify: Notify = lambda _: None) -> Iterator[Row]:
+    """The rows of the spec's simulation of `task`; raises `InputError` for an unsupported rule."""
+    try:
+        return simulate(**build_arguments(spec, task), steps=spec.steps, notify=notify)
+    except UnsupportedRule as error:
+        raise spec.error("optimizer", str(error)) from None
+    except OptionError as error:
+        raise spec.error(f"optimizer.{error.option}", error.message) from None
+
+
+def coordinates(spec: Spec, task: Task) -> Int[np.ndarray, " c"]:
+    """The weights that the spec asks to follow: those it names, or as many spread evenly."""
+    wanted = spec.record.coordinates
+    if isinstance(wanted, int):
+        return np.linspace(0, task.num_parameters - 1, wanted).round().astype(np.int64)
+    return np.array(wanted, np.int64)
+
+
+def build_probes(spec: Spec, task: Task) -> list[AbstractProbe]:
+    """What the spec's `record` section asks to measure."""
+    chosen, record = jnp.asarray(coordinates(spec, task)), spec.record
+    found: list[AbstractProbe] = []
+    if chosen.size:
+        found.append(Coordinates(indices=chosen))
+    if record.examples:
+        found.append(Outputs(function=Examples(task, record.examples)))
+    if record.preconditioners_every:
+        every = record.preconditioners_every // record.every
+        found.append(Preconditioners(indices=chosen, every=every))
+    return found
+
+
+def build_axes(spec: Spec, task: Task) -> dict[str, Int[np.ndarray, " n"]]:
+    """What series over weights and outputs are indexed by."""
+    found, chosen = {}, coordinates(spec, task)
+    if chosen.size:
+        found["coordinate"] = chosen
+    if spec.record.examples:
+        shape = jax.eval_shape(Examples(task, spec.record.examples), task.initial_weights)
+        found["output"] = np.arange(shape.size)
+    return found
