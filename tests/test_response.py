@@ -165,7 +165,7 @@ def derive_fresh(optimizer):
 
 def test_a_full_preconditioner_takes_the_general_path():
     response, s, w = derive_fresh(Stateless(precondition))
-    assert tuple(response.structure) == ("general", "none", False, False, False, "")
+    assert tuple(response.structure) == ("general", "none", False, False, False, False, "")
     close(dense(response.gain(s, w)), A)
     H = symmetric(np.linspace(-1, 3, D), seed=3)
     theta = np.sort(np.linalg.eigvals(dense(response.gain(s, w)) @ H).real)
@@ -175,7 +175,7 @@ def test_a_full_preconditioner_takes_the_general_path():
 
 def test_a_matrix_decay_takes_the_general_path():
     response, s, w = derive_fresh(MatrixDecay(GD(ETA), W))
-    assert tuple(response.structure) == ("diagonal", "general", False, False, False, "")
+    assert tuple(response.structure) == ("diagonal", "general", False, False, False, False, "")
     expected = ETA * jnp.linalg.inv(jnp.eye(D) - W / 2)
     close(dense(response.gain(s, w)), expected, 1e-10)
 

@@ -240,7 +240,6 @@ class EigenTracker(eqx.Module):
         exact_above: float | Float[Array, ""],
     ) -> _Search:
         d, m = start.shape
-        block = model.chunk or (1 if jax.default_backend() == "cpu" else m)
         room = min(d, 2 * m + _SEARCH_COLUMNS)
         columns = jnp.arange(m)
 
@@ -248,7 +247,7 @@ class EigenTracker(eqx.Module):
             # A full basis is cut back to its Ritz vectors, which carry on what it had found.
             full = now.basis.size + now.count > room
             basis = jax.lax.cond(full & (room < d), _compress, lambda b, *_: b, *now[:4])
-            basis, accepted = _expand(gain, model, basis, now.expansion, now.count, block)
+            basis, accepted = _expand(gain, model, basis, now.expansion, now.count)
             C, theta = _rayleigh_ritz(basis, m)
             Y, HKY = basis.V @ C, basis.HKV @ C
             defect, residuals = _residuals(gain, Y, HKY, theta)
@@ -274,10 +273,10 @@ class EigenTracker(eqx.Module):
         def unfinished(now: _Search) -> Bool[Array, ""]:
             return (now.count > 0) & (now.iteration <= self.max_iterations)
 
-        return jax.lax.while_loop(unfinished, body, _unsearched(start, worked, room, block))
+        return jax.lax.while_loop(unfinished, body, _unsearched(start, worked, room))
 
 
-_SEARCH_COLUMNS = 12
+_SEARCH_COLUMNS = 8
 """Columns of a basis beside twice those that are looked for."""
 _EXACT = 100
 """Residuals of small problems, of which a basis holds all dimensions, in units of rounding."""
@@ -285,12 +284,10 @@ _DEPENDENT = 1e3
 """Length, in units of rounding, that a unit vector must keep when it is made orthogonal."""
 
 
-def _unsearched(
-    start: Float[Array, "d m"], worked: Int[Array, ""], room: int, block: int
-) -> _Search:
+def _unsearched(start: Float[Array, "d m"], worked: Int[Array, ""], room: int) -> _Search:
     """An empty basis, to be expanded by `worked` columns of `start`."""
     (d, m), dtype = start.shape, start.dtype
-    n = room + block  # a block is written as a whole, however many of its columns are kept
+    n = room + m  # an expansion is written as a whole, however many of its columns are kept
     empty = jnp.zeros((d, n), dtype)
     none = jnp.zeros((), jnp.int32)
     basis = _Basis(empty, empty, empty, jnp.zeros((n, n), dtype), none)
@@ -305,47 +302,76 @@ def _expand(
     basis: _Basis,
     expansion: Float[Array, "d m"],
     count: Int[Array, ""],
-    block: int,
 ) -> tuple[_Basis, Int[Array, ""]]:
     """The basis with the first `count` columns of `expansion`, and how many were independent."""
-    d, m = expansion.shape
-    padded = jnp.concatenate([expansion, jnp.zeros((d, -m % block), expansion.dtype)], 1)
-    padded = jnp.where(jnp.arange(padded.shape[1]) < count, padded, 0)
+    wanted = jnp.where(jnp.arange(expansion.shape[1]) < count, expansion, 0)
+    V, KV, kept = _independent(gain, basis, wanted)
+    HKV = _products(model, KV, kept)
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=basis.size)
+    border = put(basis.KV.T @ HKV, _symmetric(KV.T @ HKV), axis=0)
+    T = put(put(basis.T, border, axis=1), border.T, axis=0)
+    new = (put(all_, one, axis=1) for all_, one in zip(basis[:3], (V, KV, HKV), strict=True))
+    return _Basis(*new, T, basis.size + kept), kept
 
-    def add(i: Array, basis: _Basis) -> _Basis:
-        V = jax.lax.dynamic_slice_in_dim(padded, i * block, block, 1)
-        V, KV, kept = _independent(gain, basis, V)
-        HKV = jax.lax.cond(kept > 0, model.hvps, jnp.zeros_like, KV)
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=basis.size)
-        border = put(basis.KV.T @ HKV, _symmetric(KV.T @ HKV), axis=0)
-        T = put(put(basis.T, border, axis=1), border.T, axis=0)
-        new = (put(all_, one, axis=1) for all_, one in zip(basis[:3], (V, KV, HKV), strict=True))
-        return _Basis(*new, T, basis.size + kept)
 
-    grown = jax.lax.fori_loop(0, (count + block - 1) // block, add, basis)
-    return grown, grown.size - basis.size
+def _products(
+    model: LocalModel, V: Float[Array, "d m"], count: Int[Array, ""]
+) -> Float[Array, "d m"]:
+    """H V of the first `count` columns, zero for the others, so many at a time as suits."""
+    d, m = V.shape
+    chunk = min(m, model.chunk or (1 if jax.default_backend() == "cpu" else m))
+    padded = jnp.concatenate([V, jnp.zeros((d, -m % chunk), V.dtype)], 1)
+
+    def multiply(i: Array, out: Float[Array, "d n"]) -> Float[Array, "d n"]:
+        columns = jax.lax.dynamic_slice_in_dim(padded, i * chunk, chunk, 1)
+        product = jax.vmap(model.product, in_axes=1, out_axes=1)(columns)
+        return jax.lax.dynamic_update_slice_in_dim(out, product, i * chunk, 1)
+
+    number = (count + chunk - 1) // chunk
+    return jax.lax.fori_loop(0, number, multiply, jnp.zeros_like(padded))[:, :m]
 
 
 def _independent(
-    gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Array, "d b"]
-) -> tuple[Float[Array, "d b"], Float[Array, "d b"], Int[Array, ""]]:
+    gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Array, "d m"]
+) -> tuple[Float[Array, "d m"], Float[Array, "d m"], Int[Array, ""]]:
     """What is new in the columns of V: K-orthonormal, their images under K, and their number.
 
     Columns that the basis or other columns contain are left out; zero columns fill their place.
     """
-    cutoff = _DEPENDENT * jnp.finfo(V.dtype).eps
-    V = _unit_columns(gain, V)
-    for _ in range(2):  # twice is enough
-        V = V - basis.V @ (basis.KV.T @ V)
+    once = _orthonormalise(gain, basis, _unit_columns(gain, V))
+    # What was nearly dependent is orthogonal only to as many digits as were left of it.
+    new = jax.lax.cond(
+        once.left < 1e-2, lambda: _orthonormalise(gain, basis, once.V), lambda: once
+    )
+    return new.V, new.KV, new.kept
+
+
+class _New(NamedTuple):
+    V: Float[Array, "d m"]
+    KV: Float[Array, "d m"]
+    kept: Int[Array, ""]
+    left: Float[Array, ""]
+
+
+def _orthonormalise(
+    gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Array, "d m"]
+) -> _New:
+    """One pass; `left` is how much was left at least of a unit vector that is kept."""
+    eps = jnp.finfo(V.dtype).eps
+    V = V - basis.V @ (basis.KV.T @ V)
     KV = apply_columns(gain, V)
     gram = _symmetric(V.T @ KV)
     size = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
-    unit = jnp.where(size > cutoff, 1 / jnp.where(size > 0, size, 1), 0)
+    inside = size <= _DEPENDENT * eps
+    unit = jnp.where(inside, 0, 1 / jnp.where(inside, 1, size))
     overlap, rotation = jnp.linalg.eigh(unit[:, None] * gram * unit)
-    keep = overlap > cutoff
+    keep = overlap > eps**0.5  # what is nearly parallel to others comes back later
     scaled = unit[:, None] * rotation * jnp.where(keep, jnp.where(keep, overlap, 1) ** -0.5, 0)
     scaled = scaled[:, ::-1]  # those that are kept come first
-    return V @ scaled, KV @ scaled, jnp.sum(keep).astype(jnp.int32)
+    left = jnp.minimum(
+        jnp.min(jnp.where(inside, 1, size)), jnp.min(jnp.where(keep, overlap, 1)) ** 0.5
+    )
+    return _New(V @ scaled, KV @ scaled, jnp.sum(keep).astype(jnp.int32), left)
 
 
 def _compress(

@@ -39,6 +39,8 @@ def apply_columns(
     operator: lx.AbstractLinearOperator, V: Float[Array, "d m"]
 ) -> Float[Array, "d m"]:
     """The operator applied to every column."""
+    if isinstance(operator, lx.DiagonalLinearOperator):
+        return lx.diagonal(operator)[:, None] * V
     return jax.vmap(operator.mv, in_axes=1, out_axes=1)(V)
 
 
