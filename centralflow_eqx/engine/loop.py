@@ -31,6 +31,7 @@ def bounded_scan(
     Because the length is not compiled in, scanning n and then m steps performs the same operations,
     bit for bit, as scanning n + m.
     """
+    step = jax.jit(step, inline=True)  # traced once, although it is called twice
     shapes = jax.eval_shape(step, carry, jnp.zeros((), jnp.int32))[1].row
     rows = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), shapes)
 

@@ -11,6 +11,7 @@ state whose update gives it. F is affine in the state, leaf by leaf with slopes 
 exponential average, 1 for a counter).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -277,7 +278,8 @@ _AFTER = (0, 1, 10)
 """Steps from where a rule is probed on: a schedule may start at zero, statistics fill up."""
 
 
-@eqx.filter_jit
+# It runs once: what optimising it saves is less than what that takes.
+@functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
 def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Probe:
     """What is revealed at the state `s` and some steps later, one row each."""
 

@@ -1,6 +1,7 @@
 """Advance a simulation by some steps, without the host."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -30,6 +31,7 @@ from ..processes.probes import AbstractProbe
 from .state import Evaluate, Experiment, Flags, Records, Rows, RunState, Track
 
 NOTHING = -1
+_POOL = ThreadPoolExecutor(8, "advance")
 
 
 class _Moved(NamedTuple):
@@ -224,22 +226,16 @@ def advance(
     At most `experiment.longest` steps at a time.
     """
     n = jnp.asarray(n, jnp.int32)
-    moved = {
-        name: move(
-            process,
-            state.processes[name],
-            state.stops[name],
-            state.step,
-            n,
-            experiment.every,
-            experiment.rows,
-        )
-        for name, process in experiment.members.items()
-    }
-    seen = {name: _Seen(experiment, name, moved) for name in experiment.recorded}
-    spectra, probes, crowded = dict(state.spectra), dict(state.probes), {}
-    for name, track in seen.items():
-        _look_on(experiment, name, track, state, spectra, crowded)
+    # Programs that one thread starts run one after another, those of several side by side.
+    done = _POOL.map(lambda name: _follow(experiment, name, state, n), experiment.members)
+    moved, seen, spectra, crowded = {}, {}, dict(state.spectra), {}
+    for name, (own_move, tracks, pairs, crowds) in zip(experiment.members, done, strict=True):
+        moved[name] = own_move
+        seen |= tracks
+        spectra |= pairs
+        crowded |= crowds
+    seen = {name: seen[name] for name in experiment.recorded}
+    probes = dict(state.probes)
     apart, own = compare(
         experiment.setting,
         experiment.start,
@@ -265,11 +261,32 @@ def advance(
     return new, Records({name: track.record() for name, track in seen.items()}, apart), flags
 
 
+def _follow(
+    experiment: Experiment, name: str, state: RunState, n: Int[Array, ""]
+) -> tuple[_Moved, dict[str, "_Seen"], dict[str, Eigenpairs], dict[str, Array]]:
+    """A member and those who observe it: what is seen, and the observers' eigenpairs."""
+    moved = move(
+        experiment.members[name],
+        state.processes[name],
+        state.stops[name],
+        state.step,
+        n,
+        experiment.every,
+        experiment.rows,
+    )
+    spectra, crowded, seen = {}, {}, {}
+    for series in experiment.recorded:
+        if experiment.source(series) == name:
+            seen[series] = _Seen(series, moved)
+            _look_on(experiment, series, seen[series], state, spectra, crowded)
+    return moved, seen, spectra, crowded
+
+
 class _Seen:
     """What is seen of a recorded series in an advance; filled in by its observers."""
 
-    def __init__(self, experiment: Experiment, name: str, moved: dict[str, _Moved]):
-        self.moved = moved[experiment.source(name)]
+    def __init__(self, name: str, moved: _Moved):
+        self.moved = moved
         component = PROCESSES[name]
         self.views: Rows = self.moved.views
         self.weights = self.views.w

@@ -338,10 +338,11 @@ def _independent(
 
     Columns that the basis or other columns contain are left out; zero columns fill their place.
     """
-    once = _orthonormalise(gain, basis, _unit_columns(gain, V))
+    nothing = jnp.zeros_like(V)
+    start = _New(_unit_columns(gain, V), nothing, jnp.zeros((), jnp.int32), jnp.zeros((), V.dtype))
     # What was nearly dependent is orthogonal only to as many digits as were left of it.
-    new = jax.lax.cond(
-        once.left < 1e-2, lambda: _orthonormalise(gain, basis, once.V), lambda: once
+    new = jax.lax.while_loop(
+        lambda new: new.left < 1e-2, lambda new: _orthonormalise(gain, basis, new.V), start
     )
     return new.V, new.KV, new.kept
 
