@@ -1,10 +1,107 @@
-"""Central flows of deep-learning optimizers, derived from their update rules."""
+"""Central flows of deep-learning optimizers, derived from their update rules.
 
-import jax
+    import centralflow_eqx as cf
 
-# The complementarity problem is always solved in double precision, whatever the
-# precision of the weights; JAX has one switch for both.
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_default_matmul_precision", "highest")
+    task = cf.make_task(cf.data.Digits(n=100), cf.models.MLP((8, 8)), cf.losses.MSE())
+    rows = cf.simulate(task, cf.optimizers.GD(0.4), task.initial_weights, steps=100)
+    run = cf.collect(rows)
+
+Importing the package computes nothing and sets nothing. What computes first (`make_task`,
+`simulate`, `start`) lets JAX use float64 in this process, which the complementarity problem needs;
+see `centralflow_eqx.precision`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import data, losses, models, optimizers, processes
+    from .engine.settings import Settings
+    from .errors import InputError, NumericalStop, UnsupportedRule
+    from .experiment.advance import advance
+    from .experiment.drive import drive
+    from .experiment.simulate import simulate
+    from .experiment.start import start
+    from .experiment.state import Experiment, RunState
+    from .optimizers import AbstractOptimizer
+    from .processes import probes
+    from .record.arrays import collect, open_run
+    from .record.row import Row
+    from .report import smooth
+    from .spec import load_spec
+    from .task import Task, make_task
+
+_PLACES = {
+    "AbstractOptimizer": "optimizers",
+    "Experiment": "experiment.state",
+    "InputError": "errors",
+    "NumericalStop": "errors",
+    "Row": "record.row",
+    "RunState": "experiment.state",
+    "Settings": "engine.settings",
+    "Task": "task",
+    "UnsupportedRule": "errors",
+    "advance": "experiment.advance",
+    "collect": "record.arrays",
+    "drive": "experiment.drive",
+    "load_spec": "spec",
+    "make_task": "task",
+    "open_run": "record.arrays",
+    "simulate": "experiment.simulate",
+    "smooth": "report",
+    "start": "experiment.start",
+}
+_MODULES = {
+    "data": "data",
+    "losses": "losses",
+    "models": "models",
+    "optimizers": "optimizers",
+    "probes": "processes.probes",
+    "processes": "processes",
+}
+
+__all__ = [
+    "AbstractOptimizer",
+    "Experiment",
+    "InputError",
+    "NumericalStop",
+    "Row",
+    "RunState",
+    "Settings",
+    "Task",
+    "UnsupportedRule",
+    "__version__",
+    "advance",
+    "collect",
+    "data",
+    "drive",
+    "load_spec",
+    "losses",
+    "make_task",
+    "models",
+    "open_run",
+    "optimizers",
+    "probes",
+    "processes",
+    "simulate",
+    "smooth",
+    "start",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """What is asked for is imported then: a command that needs little starts at once."""
+    if name in _MODULES:
+        found = importlib.import_module(f".{_MODULES[name]}", __name__)
+    elif name in _PLACES:
+        found = getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

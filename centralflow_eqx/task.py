@@ -15,6 +15,7 @@ from .data import AbstractData, Dataset
 from .errors import OptionError
 from .losses import AbstractLoss, counted
 from .models import AbstractModel, Interface
+from .precision import engage
 
 
 class Layout(eqx.Module):
@@ -73,6 +74,7 @@ class Task(eqx.Module):
         memory: Memory = Memory(),  # noqa: B008
     ):
         """`network` maps one example to outputs; `initial_weights` replace its own."""
+        engage()
         params, self._static = eqx.partition(network, eqx.is_inexact_array)
         leaves, structure = jax.tree.flatten(params)
         self.unravel = Layout(structure, tuple(leaf.shape for leaf in leaves))
@@ -215,6 +217,7 @@ def make_task(
 
 
 def build_network(model: AbstractModel, dataset: Dataset, seed: int) -> PyTree:
+    engage()  # weights are drawn in float64, whatever they are kept in
     return model.build(interface(dataset), jax.random.key(seed))
 
 

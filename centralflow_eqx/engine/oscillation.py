@@ -148,6 +148,8 @@ def _solve(
     unsymmetric everywhere, which the normal map does not mind.
     """
     symmetric = response.structure.gain in ("scalar", "diagonal")
+    if symmetric and not response.structure.statistics:  # then beta is, wherever the flow stands
+        return solve_complementarity(alpha, beta, fallback=fallback)
     solved = (beta + beta.T) / 2 if symmetric else beta
     solution = solve_complementarity(alpha, solved, fallback=fallback)
     residual = violation(alpha, beta, solution.X)

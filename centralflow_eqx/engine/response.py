@@ -11,7 +11,6 @@ state whose update gives it. F is affine in the state, leaf by leaf with slopes 
 exponential average, 1 for a counter).
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..errors import UnsupportedRule
 from ..optimizers import AbstractOptimizer
+from .compile import single_use
 
 Vector = Float[Array, " d"]
 State = Any
@@ -278,8 +278,7 @@ _AFTER = (0, 1, 10)
 """Steps from where a rule is probed on: a schedule may start at zero, statistics fill up."""
 
 
-# It runs once: what optimising it saves is less than what that takes.
-@functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+@single_use
 def _probe(rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray) -> _Probe:
     """What is revealed at the state `s` and some steps later, one row each."""
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..engine.compile import program
 from ..engine.curvature import Eigenpairs, apply_columns
 from ..engine.loop import Outcome, bounded_scan
 from ..engine.oscillation import Modes, modes
@@ -62,7 +63,7 @@ def thoroughly(process: AbstractProcess) -> AbstractProcess | None:
     return eqx.tree_at(lambda p: p.thorough, process, True)
 
 
-@eqx.filter_jit
+@program
 def move(
     process: AbstractProcess,
     state: Any,
@@ -118,7 +119,7 @@ def _state_sums(setting: Setting, view: View) -> dict[str, Array]:
     }
 
 
-@eqx.filter_jit
+@program
 def watch(
     setting: Setting, pairs: Eigenpairs, sights: Rows, count: Int[Array, ""]
 ) -> tuple[Eigenpairs, dict[str, Rows], Int[Array, ""]]:
@@ -136,19 +137,19 @@ def watch(
     return pairs, series, crowded
 
 
-@eqx.filter_jit
+@program
 def judge(setting: Setting, views: Rows, count: Int[Array, ""]) -> dict[str, Rows]:
     """How far a flow can be trusted, row by row."""
     return _each(lambda view: diagnose(setting, view), views, count)
 
 
-@eqx.filter_jit
+@program
 def evaluate(function: Evaluate, weights: Float[Array, "rows d"], count: Int[Array, ""]) -> dict:
     """What `function` says of weights, row by row."""
     return _each(function, weights, count)
 
 
-@eqx.filter_jit
+@program
 def measure(
     probe: AbstractProbe,
     setting: Setting,
@@ -180,7 +181,7 @@ def measure(
     return carry, series, crowded
 
 
-@eqx.filter_jit
+@program
 def compare(
     setting: Setting,
     start: Vector,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from ..engine.compile import program
 from ..engine.curvature import Eigenpairs, Loss, unsolved, widen
 from ..engine.response import Response, Rule, State, Vector, examine, relax, traced_numbers
 from ..engine.settings import Settings
@@ -44,7 +45,7 @@ def identity(w: Vector) -> Vector:
     return w
 
 
-@eqx.filter_jit
+@program
 def warm_up(loss: Loss, rule: Rule, w: Vector, steps: Array | int) -> tuple[Vector, State]:
     """Weights and the optimizer's own state after `steps` discrete steps from `w`."""
 
@@ -56,7 +57,7 @@ def warm_up(loss: Loss, rule: Rule, w: Vector, steps: Array | int) -> tuple[Vect
     return jax.lax.fori_loop(0, steps, step, (w, rule.init(w)))
 
 
-@eqx.filter_jit
+@program
 def after_update(loss: Loss, rule: Rule, s: State, w: Vector) -> tuple[Vector, State]:
     """The gradient at `w`, and the relaxed state after an update with it."""
     grad = jax.grad(loss)(w)
@@ -231,7 +232,7 @@ def _ready(
     return state
 
 
-@eqx.filter_jit
+@program
 def _first_state(
     process: AbstractProcess, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray
 ) -> Any:

@@ -73,8 +73,10 @@ class AbstractAveragedFlow(AbstractProcess):
         return AveragedState(w, start, pairs, anything)
 
     def move(self, state: AveragedState) -> tuple[AveragedState, View, Verdict]:
-        def substep(state: AveragedState, first: Array) -> tuple[AveragedState, Substep]:
-            return _substep(self.setting, state, first, self.penalised, self.thorough)
+        def substep(
+            state: AveragedState, first: Array, view: View | None
+        ) -> tuple[AveragedState, Substep]:
+            return _substep(self.setting, state, first, view, self.penalised, self.thorough)
 
         return take_substeps(self.setting, substep, state)
 
@@ -84,23 +86,22 @@ class AbstractAveragedFlow(AbstractProcess):
 
 def take_substeps(
     setting: Setting,
-    substep: Callable[[S, Bool[Array, ""]], tuple[S, Substep]],
+    substep: Callable[[S, Bool[Array, ""], View | None], tuple[S, Substep]],
     state: S,
 ) -> tuple[S, View, Verdict]:
-    """Take the substeps of a step, each told whether it is the first.
+    """Take the substeps of a step, each told whether it is the first, and the first one's view.
 
     The view is of the state before the step, that is of the first substep; counters and the quality
     of solutions are over all substeps.
     """
     substep = jax.jit(substep, inline=True)  # traced once, although it is called twice
-    shapes = jax.eval_shape(substep, state, jnp.asarray(True))[1]
+    shapes = jax.eval_shape(substep, state, jnp.asarray(True), None)[1]
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def body(i: Array, carry: tuple[S, Substep]) -> tuple[S, Substep]:
         state, seen = carry
         first = i == 0
-        state, new = substep(state, first)
-        view = jax.tree.map(lambda a, b: jnp.where(first, a, b), new.view, seen.view)
+        state, new = substep(state, first, seen.view)
         verdict = Verdict(
             seen.verdict.overflow | new.verdict.overflow,
             # The first reason to stop counts.
@@ -108,7 +109,7 @@ def take_substeps(
                 first | (seen.verdict.stop == STOP.running), new.verdict.stop, seen.verdict.stop
             ),
         )
-        return state, Substep(view, _together(first, seen.work, new.work), verdict)
+        return state, Substep(new.view, _together(first, seen.work, new.work), verdict)
 
     number = jnp.asarray(setting.settings.substeps)
     state, done = jax.lax.fori_loop(0, number, body, (state, nothing))
@@ -130,7 +131,12 @@ def _together(first: Array, before: Work, new: Work) -> Work:
 
 
 def _substep(
-    setting: Setting, state: AveragedState, first: Bool[Array, ""], penalised: bool, thorough: bool
+    setting: Setting,
+    state: AveragedState,
+    first: Bool[Array, ""],
+    view: View | None,
+    penalised: bool,
+    thorough: bool,
 ) -> tuple[AveragedState, Substep]:
     w, response, rate, settings = state.w, setting.response, setting.rate, setting.settings
     model = setting.local_model(w)
@@ -145,7 +151,7 @@ def _substep(
     penalty = oscillation.penalty if penalised else jnp.zeros_like(w)
     gradients = (model.grad, model.grad + penalty)
     w_new, s_new = rate.substep(response, state.s, w, gradients, oscillation.excess, settings.dt)
-    seen = show(setting, model, point, oscillation)
+    seen = show(setting, model, point, oscillation, first, view)
     return AveragedState(w_new, s_new, pairs, oscillation.slack), seen
 
 
@@ -158,17 +164,16 @@ def _known(before: Eigenpairs, now: Eigenpairs) -> Bool[Array, " m"]:
     return jnp.sum(overlap**2, axis=0) > 0.5
 
 
-def show(setting: Setting, model: LocalModel, point: Point, oscillation: Oscillation) -> Substep:
-    """What is seen of a flow that oscillates at `point`."""
-    pairs, solution = point.pairs, oscillation.solution
-    critical = oscillation.critical
-    series = common_series(setting, model, point.post, point.gain, pairs)
-    hvps = series.pop("hvps")
-    series |= _predictions(model, point, oscillation) | {
-        "critical_directions": critical,
-        "trust_cubic": _cubic(point, oscillation),
-        "stabilised_by_state": oscillation.by_state,
-    }
+def show(
+    setting: Setting,
+    model: LocalModel,
+    point: Point,
+    oscillation: Oscillation,
+    first: Bool[Array, ""],
+    view: View | None,
+) -> Substep:
+    """What is seen of a flow that oscillates at `point`: its view in the first substep only."""
+    pairs, solution, critical = point.pairs, oscillation.solution, oscillation.critical
     stop = STOP.where(
         solution.result == RESULTS.solved,
         STOP.running,
@@ -177,15 +182,32 @@ def show(setting: Setting, model: LocalModel, point: Point, oscillation: Oscilla
     finite = jnp.isfinite(model.loss) & jnp.all(jnp.isfinite(point.w))
     stop = STOP.where(finite, stop, STOP.not_finite)
     work = Work(
-        hvps,
+        pairs.products,
         critical * (critical + 1) // 2,
         solution.iterations,
         solution.residual,
         pairs.converged,
     )
-    swing = Swing(pairs.Y, pairs.theta, solution.X, point.grad, critical)
-    view = View(point.w, point.post, series, None, swing)
+
+    def here() -> View:
+        return _view(setting, model, point, oscillation)
+
+    view = here() if view is None else jax.lax.cond(first, here, lambda: view)
     return Substep(view, work, Verdict(setting.tracker.overflows(pairs), stop))
+
+
+def _view(setting: Setting, model: LocalModel, point: Point, oscillation: Oscillation) -> View:
+    pairs = point.pairs
+    series = common_series(setting, model, point.post, point.gain, pairs)
+    del series["hvps"]  # they are counted over all substeps
+    series |= _predictions(model, point, oscillation) | {
+        "critical_directions": oscillation.critical,
+        "trust_cubic": _cubic(point, oscillation),
+        "stabilised_by_state": oscillation.by_state,
+    }
+    X = oscillation.solution.X
+    swing = Swing(pairs.Y, pairs.theta, X, point.grad, oscillation.critical)
+    return View(point.w, point.post, series, None, swing)
 
 
 def _predictions(model: LocalModel, point: Point, oscillation: Oscillation) -> dict[str, Array]:

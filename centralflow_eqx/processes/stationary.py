@@ -55,7 +55,7 @@ class Stationary(AbstractProcess):
         return state.pairs
 
     def _substep(
-        self, state: StationaryFlowState, first: Array
+        self, state: StationaryFlowState, first: Array, view: View | None
     ) -> tuple[StationaryFlowState, Substep]:
         setting, w = self.setting, state.w
         model = setting.local_model(w)
@@ -70,7 +70,7 @@ class Stationary(AbstractProcess):
             exact_above=setting.settings.critical_above,
         )
         oscillation, point = _oscillation(setting, found), found.point
-        seen = show(setting, model, point, oscillation)
+        seen = show(setting, model, point, oscillation, first, view)
         step = setting.response.step_from(point.post, model.grad + oscillation.penalty, w)
         w = w + step * setting.settings.dt
         return StationaryFlowState(w, point.post, point.pairs), seen
