@@ -36,6 +36,8 @@ exit codes: 0 done (also by a goal of `stop`), 1 a bug, 2 bad input, 3 numerical
 _SET_HELP = """override a key of the spec; VALUE is YAML; may be given several times. In a spec with
 a sweep, KEY is what its members have in common, sweep.grid.optimizer.lr=[0.1,0.2] varies one more
 key, sweep=... replaces the sweep and sweep=null drops it"""
+_CACHE_HELP = """compile everything anew, and keep nothing of it: by default compiled programs are
+kept in the user's cache folder (CENTRALFLOW_CACHE names another one, or is "off")"""
 _USER_CODE_HELP = "refuse a spec that names classes of its own, instead of running their code"
 _SWEEP_TEXT = """\
 Run every member of a spec with a section `sweep`, each in a process of its own, into
@@ -62,6 +64,13 @@ exit codes: 0 all members are done, else the worst of theirs: 1, 2, 3, 4 in this
 """
 
 
+def _keep_programs(args: argparse.Namespace) -> None:
+    from .cache import keep_programs
+
+    if args.cache:
+        keep_programs()
+
+
 def _load(args: argparse.Namespace) -> "Plan":
     from .spec import load_plan
 
@@ -69,6 +78,7 @@ def _load(args: argparse.Namespace) -> "Plan":
 
 
 def _run(args: argparse.Namespace) -> int:
+    _keep_programs(args)
     plan = _load(args)
     from rich.console import Console
 
@@ -168,6 +178,7 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
+    _keep_programs(args)
     plan = _load(args)
     from .experiment.explain import explain
 
@@ -284,6 +295,8 @@ def _add_commands_with_spec(add: Callable[..., argparse.ArgumentParser]) -> None
         "  centralflow_eqx explain specs/gd_moons.yaml\n"
         "  centralflow_eqx explain specs/gd_moons.yaml --set 'optimizer={type: adam, lr: 4e-3}'\n",
     )
+    for command in (run, explain):
+        command.add_argument("--no-cache", dest="cache", action="store_false", help=_CACHE_HELP)
     for command in (run, sweep, validate, explain):
         command.add_argument(
             "spec", metavar="SPEC", help="a YAML spec; it can import and run Python code"

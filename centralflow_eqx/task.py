@@ -223,6 +223,7 @@ def build_network(model: AbstractModel, dataset: Dataset, seed: int) -> PyTree:
 
 def count_weights(model: AbstractModel, dataset: Dataset, seed: int) -> int:
     """d of the network for the data, found without building it."""
+    engage()
     shapes = eqx.filter_eval_shape(lambda: build_network(model, dataset, seed))
     return sum(x.size for x in jax.tree.leaves(shapes) if jnp.issubdtype(x.dtype, jnp.inexact))
 
