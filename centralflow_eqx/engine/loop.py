@@ -31,13 +31,13 @@ def bounded_scan(
     Because the length is not compiled in, scanning n and then m steps performs the same operations,
     bit for bit, as scanning n + m.
     """
-    step = jax.jit(step, inline=True)  # traced once, although it is called twice
-    shapes = jax.eval_shape(step, carry, jnp.zeros((), jnp.int32))[1].row
+    once = jax.jit(lambda carry, i: step(carry, i), inline=True)  # traced once, but called twice
+    shapes = jax.eval_shape(once, carry, jnp.zeros((), jnp.int32))[1].row
     rows = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), shapes)
 
     def body(now: tuple) -> tuple:
         carry, rows, kept, i, _ = now
-        carry, (row, keep, halt) = step(carry, i)
+        carry, (row, keep, halt) = once(carry, i)
         rows = jax.tree.map(lambda all_, one: all_.at[kept].set(one), rows, row)
         return carry, rows, kept + keep, i + 1, halt
 

@@ -94,7 +94,6 @@ def take_substeps(
     The view is of the state before the step, that is of the first substep; counters and the quality
     of solutions are over all substeps.
     """
-    substep = jax.jit(substep, inline=True)  # traced once, although it is called twice
     shapes = jax.eval_shape(substep, state, jnp.asarray(True), None)[1]
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 

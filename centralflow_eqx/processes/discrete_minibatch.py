@@ -5,7 +5,8 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+import jax.random as jr
+from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from ..engine.curvature import Eigenpairs
 from ..engine.response import State, Vector, relax
@@ -20,7 +21,7 @@ class MinibatchState(eqx.Module):
     w: Vector
     s: State
     taken: Int[Array, ""]
-    key: PRNGKeyArray
+    key: UInt32[Array, " words"]
 
 
 @PROCESSES.register("discrete_minibatch")
@@ -39,12 +40,12 @@ class DiscreteMinibatch(AbstractProcess):
         return ""
 
     def init(self, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray) -> MinibatchState:
-        return MinibatchState(w, s, jnp.zeros((), jnp.int32), key)
+        return MinibatchState(w, s, jnp.zeros((), jnp.int32), jr.key_data(key))
 
     def move(self, state: MinibatchState) -> tuple[MinibatchState, View, Verdict]:
         minibatch, w = self.setting.minibatch, state.w
         assert minibatch is not None
-        loss, grad = jax.value_and_grad(minibatch)(w, state.taken, state.key)
+        loss, grad = jax.value_and_grad(minibatch)(w, state.taken, jr.wrap_key_data(state.key))
         step, s = self.setting.response.rule.update(grad, state.s, w)
         view = View(w, relax(s, w), {"gradients": jnp.ones((), jnp.int32)})
         verdict = Verdict(jnp.zeros((), bool), finite(loss, w))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from .products import LocalModel, apply_columns
 
@@ -27,7 +27,8 @@ class Eigenpairs(eqx.Module):
     U has P-orthonormal columns (U^T P U = I), Y = P U. The first `active` columns are converged
     to the tolerances of `EigenTracker`; what follows are guesses of the next eigenvectors.
     `previous` is Y of the solve before, `fresh` marks columns that are empty, `products` counts
-    Hessian-vector products of the last solve.
+    Hessian-vector products of the last solve. `key` is the data of a random key, which can be
+    stored.
     """
 
     Y: Float[Array, "d m"]
@@ -39,7 +40,7 @@ class Eigenpairs(eqx.Module):
     active: Int[Array, ""]
     converged: Bool[Array, ""]
     products: Int[Array, ""]
-    key: PRNGKeyArray
+    key: UInt32[Array, " words"]
 
     @property
     def mask(self) -> Bool[Array, " m"]:
@@ -61,14 +62,14 @@ def unsolved(d: int, capacity: int, dtype: jnp.dtype, key: PRNGKeyArray) -> Eige
         active=jnp.zeros((), jnp.int32),
         converged=jnp.zeros((), bool),
         products=jnp.zeros((), jnp.int32),
-        key=key,
+        key=jr.key_data(key),
     )
 
 
 def widen(pairs: Eigenpairs, capacity: int) -> Eigenpairs:
     """The same eigenpairs with room for `capacity` columns; the new ones start at random."""
     d, m = pairs.Y.shape
-    new = unsolved(d, capacity, pairs.Y.dtype, pairs.key)
+    new = unsolved(d, capacity, pairs.Y.dtype, jr.wrap_key_data(pairs.key))
     keep = lambda old, wide: wide.at[..., :m].set(old)  # noqa: E731
     return eqx.tree_at(
         lambda p: (p.Y, p.U, p.theta, p.residuals, p.previous, p.fresh, p.active),
@@ -148,7 +149,7 @@ class EigenTracker(eqx.Module):
         solve before the last. As many columns are worked on as were active, and on `explore` one
         more that reveals what rises. A problem of few dimensions is solved to rounding.
         """
-        key, draw = jr.split(pairs.key)
+        key, draw = jr.split(jr.wrap_key_data(pairs.key))
         worked = self._worked(pairs, explore)
         # A column that has never been seen is drawn at random, but only when it is needed.
         random = explore | (worked > jnp.sum(~pairs.fresh))
@@ -165,7 +166,7 @@ class EigenTracker(eqx.Module):
             active=jnp.clip(self._active(theta), 1, jnp.maximum(basis.size, 1)),
             converged=self._converged(theta, found.residuals, exact_above),
             products=found.products,
-            key=key,
+            key=jr.key_data(key),
         )
 
     def overflows(self, pairs: Eigenpairs) -> Bool[Array, ""]:
@@ -354,9 +355,7 @@ class _New(NamedTuple):
     left: Float[Array, ""]
 
 
-def _orthonormalise(
-    gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Array, "d m"]
-) -> _New:
+def _orthonormalise(gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Array, "d m"]) -> _New:
     """One pass; `left` is how much was left at least of a unit vector that is kept."""
     eps = jnp.finfo(V.dtype).eps
     V = V - basis.V @ (basis.KV.T @ V)

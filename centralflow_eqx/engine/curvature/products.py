@@ -61,17 +61,23 @@ def third_derivatives(
     """Third derivatives for all pairs of the first `active` columns of `U`.
 
     Rows are pairs (0,0), (1,0), (1,1), (2,0), ... so those of the leading columns come first; the
-    loop stops after them and leaves the other rows zero.
+    loops stop after them and leave the other rows zero. Pairs with the same first column share
+    what depends on it alone.
     """
     d, m = U.shape
-    rows, columns = (jnp.asarray(i) for i in jnp.tril_indices(m))
 
-    def fill(p: Array, out: Float[Array, "p d"]) -> Float[Array, "p d"]:
-        return out.at[p].set(third_derivative(loss, w, U[:, rows[p]], U[:, columns[p]]))
+    def fill_rows(i: Array, out: Float[Array, "p d"]) -> Float[Array, "p d"]:
+        def product(x: Float[Array, " d"]) -> Float[Array, " d"]:
+            return jax.jvp(jax.grad(loss), (x,), (U[:, i],))[1]
 
-    return jax.lax.fori_loop(
-        0, active * (active + 1) // 2, fill, jnp.zeros((len(rows), d), w.dtype)
-    )
+        _, tangent = jax.linearize(product, w)
+
+        def fill(j: Array, out: Float[Array, "p d"]) -> Float[Array, "p d"]:
+            return out.at[i * (i + 1) // 2 + j].set(tangent(U[:, j]))
+
+        return jax.lax.fori_loop(0, i + 1, fill, out)
+
+    return jax.lax.fori_loop(0, active, fill_rows, jnp.zeros((m * (m + 1) // 2, d), w.dtype))
 
 
 def fourth_derivatives(
