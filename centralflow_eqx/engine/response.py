@@ -11,6 +11,7 @@ state whose update gives it. F is affine in the state, leaf by leaf with slopes 
 exponential average, 1 for a counter).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -57,9 +58,15 @@ class Rule(eqx.Module):
 
     def update(self, g: Vector, s: State, w: Vector) -> tuple[Vector, State]:
         """The discrete update: `(step [d], new state)` from the gradient at `w`."""
-        step, new = self.optimizer.update(self.unravel(g), s, self.unravel(w))
-        new = jax.tree.map(lambda n, o: jnp.asarray(n, jnp.asarray(o).dtype), new, s)
-        return ravel_pytree(step)[0].astype(w.dtype), new
+        return _update(self, g, s, w)
+
+
+# Derivatives call it dozens of times with the same shapes: it is traced once for all of them.
+@functools.partial(eqx.filter_jit, inline=True)
+def _update(rule: Rule, g: Vector, s: State, w: Vector) -> tuple[Vector, State]:
+    step, new = rule.optimizer.update(rule.unravel(g), s, rule.unravel(w))
+    new = jax.tree.map(lambda n, o: jnp.asarray(n, jnp.asarray(o).dtype), new, s)
+    return ravel_pytree(step)[0].astype(w.dtype), new
 
 
 def traced_numbers(rule: Rule, w: Vector) -> Rule:

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..engine.curvature import EigenTracker, Loss, local_model, unsolved
-from ..engine.response import Response, Rule, State, Vector, apply_columns, examine, relax
+from ..engine.compile import single_use
+from ..engine.curvature import EigenTracker, Loss, apply_columns, local_model, unsolved
+from ..engine.response import Response, State, Vector
 from ..spec import Spec
 from .build import build_task
-from .simulate import gradient, warm_up
+from .start import after_update, respond
 
 PROPORTIONAL = 1e-6
 """Relative spread below which a ratio of operators counts as one number."""
@@ -64,12 +64,10 @@ def explain(spec: Spec) -> str:
     Raises `InputError` for impossible input.
     """
     task = build_task(spec)
-    rule = Rule(spec.optimizer.build(), task.unravel)
     keys = jr.split(jr.key(spec.seed), 3)
-    w, s = warm_up(task, rule, task.initial_weights, spec.warm_start)
-    grad = gradient(task, w)
-    post = relax(rule.update(grad, s, w)[1], w)
-    response = examine(rule, post, w, grad, keys[0])
+    optimizer, start = spec.optimizer.build(), task.initial_weights
+    response, w, s = respond(task, optimizer, task.unravel, start, spec.warm_start, keys[0])
+    post = after_update(task, response.rule, s, w)[1]
     parts = state_parts(response, post, w, keys[1])
     lines = [
         f"{spec.optimizer.type} on {w.size} weights, {w.dtype}, "
@@ -86,19 +84,22 @@ def explain(spec: Spec) -> str:
 
 def state_parts(response: Response, s: State, w: Vector, key: Array) -> list[StatePart]:
     """How the parts of the state evolve, in order; see `Rule.parts`."""
+    columns = [response.rule.parts(x, w) for x in _evolution_of_entries(response, s, w, key)]
+    return [_part(name, [column[name] for column in columns]) for name in columns[0]]
+
+
+@single_use
+def _evolution_of_entries(
+    response: Response, s: State, w: Vector, key: Array
+) -> tuple[State, State, State, State]:
+    """Slopes, what an oscillating gradient adds linearly and quadratically, and the drift."""
     zero, none = jnp.zeros_like(w), jax.tree.map(jnp.zeros_like, s)
     q = jr.normal(key, w.shape, w.dtype)
-
-    @jax.jit
-    def measure(s: State, w: Vector) -> tuple[State, State, State, State]:
-        linear = response.linearise(s, w)(q, none, zero)[1]
-        J = response.slopes(s, w)
-        target = response.advance(s, zero, w)
-        drift = jax.tree.map(lambda f, j, x: f - j * x, target, J, s)
-        return J, linear, response.quadratic(s, zero, w, q, q), drift
-
-    columns = [response.rule.parts(x, w) for x in measure(s, w)]
-    return [_part(name, [column[name] for column in columns]) for name in columns[0]]
+    linear = response.linearise(s, w)(q, none, zero)[1]
+    J = response.slopes(s, w)
+    target = response.advance(s, zero, w)
+    drift = jax.tree.map(lambda f, j, x: f - j * x, target, J, s)
+    return J, linear, response.quadratic(s, zero, w, q, q), drift
 
 
 def _part(name: str, measured: list[State]) -> StatePart:
@@ -116,28 +117,29 @@ def _part(name: str, measured: list[State]) -> StatePart:
 
 
 def _operators(loss: Loss, response: Response, s: State, w: Vector, key: Array) -> Operators:
-    draw, start = jr.split(key)
-
-    @eqx.filter_jit
-    def measure(loss: Loss, response: Response, s: State, w: Vector) -> tuple[Array, ...]:
-        gain = response.gain(s, w)
-        diagonal = response.structure.gain != "general"
-        Q = jnp.ones((w.size, 1), w.dtype) if diagonal else jr.normal(draw, (w.size, 8), w.dtype)
-        K = apply_columns(gain, Q)
-        D = -jax.vmap(lambda q: response.mean_gain(s, w, q), in_axes=1, out_axes=1)(Q)
-        sums = (
-            (lambda A: A[:, 0]) if diagonal else (lambda A: jnp.sum(Q * A, 0) / jnp.sum(Q * Q, 0))
-        )
-        pairs = unsolved(w.size, 2, w.dtype, start)
-        top = EigenTracker(track_above=float("inf"), tol=1e-4).solve(
-            local_model(loss, w), gain, pairs
-        )
-        ratio = jnp.vdot(K, D) / jnp.vdot(K, K)
-        defect = jnp.linalg.norm(D - ratio * K) / jnp.linalg.norm(D)
-        return sums(K), sums(D), ratio, defect, top.theta[0]
-
-    K, D, ratio, defect, theta = jax.device_get(measure(loss, response, s, w))
+    K, D, ratio, defect, theta = jax.device_get(_measure(loss, response, s, w, key))
     return Operators(K, D, float(ratio) if defect < PROPORTIONAL else None, float(theta))
+
+
+@single_use
+def _measure(loss: Loss, response: Response, s: State, w: Vector, key: Array) -> tuple[Array, ...]:
+    """K and D as `Operators` has them, their ratio and how far it is from one, the sharpness."""
+    draw, start = jr.split(key)
+    gain = response.gain(s, w)
+    diagonal = response.structure.gain != "general"
+    Q = jnp.ones((w.size, 1), w.dtype) if diagonal else jr.normal(draw, (w.size, 8), w.dtype)
+    K = apply_columns(gain, Q)
+    D = -jax.vmap(lambda q: response.mean_gain(s, w, q), in_axes=1, out_axes=1)(Q)
+
+    def shown(A: Array) -> Array:
+        return A[:, 0] if diagonal else jnp.sum(Q * A, 0) / jnp.sum(Q * Q, 0)
+
+    pairs = unsolved(w.size, 2, w.dtype, start)
+    tracker = EigenTracker(track_above=float("inf"), tol=1e-4)
+    top = tracker.solve(local_model(loss, w), gain, pairs)
+    ratio = jnp.vdot(K, D) / jnp.vdot(K, K)
+    defect = jnp.linalg.norm(D - ratio * K) / jnp.linalg.norm(D)
+    return shown(K), shown(D), ratio, defect, top.theta[0]
 
 
 def _state_lines(parts: list[StatePart]) -> Iterator[str]:
