@@ -15,7 +15,9 @@ def keep_programs() -> None:
     stands. A cache that cannot be read or written costs time, never the run.
     """
     chosen = os.environ.get(SWITCH, "")
-    if chosen.lower() in ("off", "0", "no", "false") or jax.config.jax_compilation_cache_dir:
+    if chosen.lower() in ("off", "0", "no", "false") or jax.config.read(
+        "jax_compilation_cache_dir"
+    ):
         return
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(chosen) if chosen else Path(base) / "centralflow_eqx" / "programs"

@@ -10,7 +10,5 @@ def engage() -> None:
     and JAX has one switch for both. It is thrown when something is about to be computed, not when
     the package is imported; arrays made before keep their precision.
     """
-    if not jax.config.jax_enable_x64:
-        jax.config.update("jax_enable_x64", True)
-    if jax.config.jax_default_matmul_precision != "highest":
-        jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_matmul_precision", "highest")

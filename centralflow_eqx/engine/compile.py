@@ -1,7 +1,7 @@
 """How programs are compiled."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 
@@ -13,11 +13,19 @@ _OPTIONS = {"xla_cpu_use_fusion_emitters": False}
 _ONCE = {"xla_backend_optimization_level": 0}
 
 
+_jit: Any = eqx.filter_jit  # it hands on what it does not document
+
+
 def program(function: F) -> F:
     """`eqx.filter_jit` for what runs many times."""
-    return eqx.filter_jit(function, compiler_options=_OPTIONS)
+    return _jit(function, compiler_options=_OPTIONS)
 
 
 def single_use(function: F) -> F:
     """`eqx.filter_jit` for what runs once: optimising it takes longer than it saves."""
-    return eqx.filter_jit(function, compiler_options=_OPTIONS | _ONCE)
+    return _jit(function, compiler_options=_OPTIONS | _ONCE)
+
+
+def inlined(function: F) -> F:
+    """`eqx.filter_jit` for a part of programs that they call often: it is traced once for all."""
+    return _jit(function, inline=True)

@@ -23,7 +23,7 @@ from .complementarity import (
 )
 from .curvature import Eigenpairs, Loss, apply_columns, third_derivatives
 from .response import Response, State, Vector
-from .settings import Settings
+from .settings import Resolved
 from .state_rate import AbstractStateRate
 from .symmetric import pairs as pair_indices
 from .symmetric import smat, svec
@@ -95,7 +95,7 @@ def oscillate(
     response: Response,
     rate: AbstractStateRate,
     point: Point,
-    settings: Settings,
+    settings: Resolved,
     slack: Float[Array, " m"],
     *,
     fallback: bool = True,
@@ -156,7 +156,7 @@ def _solve(
     return eqx.tree_at(lambda s: s.residual, solution, residual)
 
 
-def count_critical(pairs: Eigenpairs, above: Float[Array, ""]) -> Int[Array, ""]:
+def count_critical(pairs: Eigenpairs, above: float | Float[Array, ""]) -> Int[Array, ""]:
     """How many directions may oscillate."""
     return jnp.sum(pairs.mask & (pairs.theta > above)).astype(jnp.int32)
 

@@ -11,7 +11,6 @@ state whose update gives it. F is affine in the state, leaf by leaf with slopes 
 exponential average, 1 for a counter).
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..errors import UnsupportedRule
 from ..optimizers import AbstractOptimizer
-from .compile import single_use
+from .compile import inlined, single_use
 
 Vector = Float[Array, " d"]
 State = Any
@@ -62,7 +61,7 @@ class Rule(eqx.Module):
 
 
 # Derivatives call it dozens of times with the same shapes: it is traced once for all of them.
-@functools.partial(eqx.filter_jit, inline=True)
+@inlined
 def _update(rule: Rule, g: Vector, s: State, w: Vector) -> tuple[Vector, State]:
     step, new = rule.optimizer.update(rule.unravel(g), s, rule.unravel(w))
     new = jax.tree.map(lambda n, o: jnp.asarray(n, jnp.asarray(o).dtype), new, s)

@@ -1,11 +1,10 @@
 """How flows are integrated and spectra tracked: the one object for both."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-
-Number = float | Float[Array, ""]
-Count = int | Int[Array, ""]
 
 _TOLERANCES = {"float64": 1e-6, "float32": 1e-4}
 
@@ -25,31 +24,28 @@ class Settings(eqx.Module):
     - `tol`: bound on |H u - theta P u|_K / theta of critical eigenpairs; None is 1e-6 in float64
       and 1e-4 in float32. Other tracked eigenpairs need its square root only.
     - `hvp_chunk`: Hessian-vector products taken at once; 0 is what suits the device.
-
-    Once `resolved`, its numbers are arrays: arguments of compiled programs, not constants in them.
     """
 
-    substeps: Count = 4
-    critical_above: Number = 1.95
-    state_rate: str = eqx.field(static=True, default="exponential")
-    restoration: Number | None = None
-    max_sharpness: Number = 100.0
-    track_above: Number = 1.5
-    initial: Count = 1
-    tol: Number | None = None
-    hvp_chunk: int = eqx.field(static=True, default=0)
+    substeps: int = 4
+    critical_above: float = 1.95
+    state_rate: str = "exponential"
+    restoration: float | None = None
+    max_sharpness: float = 100.0
+    track_above: float = 1.5
+    initial: int = 1
+    tol: float | None = None
+    hvp_chunk: int = 0
 
-    def resolved(self, dtype: jnp.dtype, restoration: float) -> "Settings":
+    def resolved(self, dtype: Any, restoration: float) -> "Resolved":
         """With numbers as arrays of `dtype`; `restoration` is that of the state rate."""
         tol = _TOLERANCES[jnp.dtype(dtype).name] if self.tol is None else self.tol
 
-        def number(x: Number | None) -> Float[Array, ""]:
+        def number(x: float) -> Float[Array, ""]:
             return jnp.asarray(x, dtype)
 
-        return Settings(
+        return Resolved(
             substeps=jnp.asarray(self.substeps, jnp.int32),
             critical_above=number(self.critical_above),
-            state_rate=self.state_rate,
             restoration=number(restoration if self.restoration is None else self.restoration),
             max_sharpness=number(self.max_sharpness),
             track_above=number(self.track_above),
@@ -58,7 +54,20 @@ class Settings(eqx.Module):
             hvp_chunk=self.hvp_chunk,
         )
 
+
+class Resolved(eqx.Module):
+    """`Settings` with every default filled in; its numbers are arguments of compiled programs."""
+
+    substeps: Int[Array, ""]
+    critical_above: Float[Array, ""]
+    restoration: Float[Array, ""]
+    max_sharpness: Float[Array, ""]
+    track_above: Float[Array, ""]
+    initial: Int[Array, ""]
+    tol: Float[Array, ""]
+    hvp_chunk: int = eqx.field(static=True)
+
     @property
     def dt(self) -> Float[Array, ""]:
-        """Length of a substep, in optimizer steps, of resolved settings."""
-        return 1 / jnp.asarray(self.substeps).astype(jnp.asarray(self.tol).dtype)
+        """Length of a substep, in optimizer steps."""
+        return 1 / self.substeps.astype(self.tol.dtype)

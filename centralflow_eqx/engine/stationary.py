@@ -78,7 +78,7 @@ def solve_stationary(
     pairs: Eigenpairs,
     *,
     tol: float | None = None,
-    exact_above: float = 1.95,
+    exact_above: float | Float[Array, ""] = 1.95,
 ) -> StationaryState:
     """The stationary state at the weights of `model`, from a post-update state `guess`.
 
@@ -134,7 +134,7 @@ def _start(
 
 
 def _newton_step(
-    response: Response, point: Point, above: float, share: Float[Array, ""]
+    response: Response, point: Point, above: float | Float[Array, ""], share: Float[Array, ""]
 ) -> tuple[ComplementarySolution, State]:
     """The oscillation of the linearised problem, and `share` of the way to its state."""
     pairs, post, w = point.pairs, point.post, point.w

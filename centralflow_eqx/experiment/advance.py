@@ -288,7 +288,7 @@ class _Seen:
 
     def __init__(self, name: str, moved: _Moved):
         self.moved = moved
-        component = PROCESSES[name]
+        component: Any = PROCESSES[name]
         self.views: Rows = self.moved.views
         self.weights = self.views.w
         self.tracks = "eigenvalues" in self.views.series

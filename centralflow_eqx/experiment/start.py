@@ -135,7 +135,8 @@ def _members(setting: Setting, names: Sequence[str]) -> dict[str, AbstractProces
     for name in names:
         component: Any = PROCESSES[name]
         source = component.source if issubclass(component, AbstractObserver) else name
-        members[source] = PROCESSES[source](setting)
+        process: Any = PROCESSES[source]
+        members[source] = process(setting)
         if why := members[source].refusal():
             refused[name] = why
     if refused:

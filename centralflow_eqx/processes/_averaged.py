@@ -1,7 +1,7 @@
 """Flows of an optimizer's time average, in substeps over which the oscillation is constant."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -191,8 +191,8 @@ def show(
     def here() -> View:
         return _view(setting, model, point, oscillation)
 
-    view = here() if view is None else jax.lax.cond(first, here, lambda: view)
-    return Substep(view, work, Verdict(setting.tracker.overflows(pairs), stop))
+    shown = here() if view is None else jax.lax.cond(first, here, lambda: view)
+    return Substep(cast(View, shown), work, Verdict(setting.tracker.overflows(pairs), stop))
 
 
 def _view(setting: Setting, model: LocalModel, point: Point, oscillation: Oscillation) -> View:

@@ -18,7 +18,7 @@ from ..engine.curvature import (
 )
 from ..engine.oscillation import Modes
 from ..engine.response import Response, State, Vector
-from ..engine.settings import Settings
+from ..engine.settings import Resolved
 from ..engine.state_rate import AbstractStateRate, Backward
 
 Minibatch = Callable[[Vector, Int[Array, ""], PRNGKeyArray], Float[Array, ""]]
@@ -46,13 +46,13 @@ def failed(stop: STOP) -> Bool[Array, ""]:
 class Setting(eqx.Module):
     """What processes share: the loss, the optimizer's derived response and the settings.
 
-    `settings` are resolved. `minibatch` is the loss whose gradients a mini-batch optimizer takes.
+    `minibatch` is the loss whose gradients a mini-batch optimizer takes.
     """
 
     loss: Loss
     response: Response
     rate: AbstractStateRate
-    settings: Settings
+    settings: Resolved
     minibatch: Minibatch | None = None
 
     def local_model(self, w: Vector) -> LocalModel:

@@ -65,7 +65,9 @@ def collect(
     try:
         for row in rows:
             stopping[row.step] = bool(row.stops)
-            stops |= {process: (row.step, reason) for process, reason in row.stops.items()}
+            for process, halt in row.stops.items():
+                stops[process] = row.step, halt.reason
+                status = "numerical stop" if halt.numerical else status
             for key, value in _values(row, weights):
                 series.setdefault(key, {})[row.step] = value
     except NumericalStop as stop:

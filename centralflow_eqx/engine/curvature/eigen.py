@@ -311,8 +311,14 @@ def _expand(
     put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=basis.size)
     border = put(basis.KV.T @ HKV, _symmetric(KV.T @ HKV), axis=0)
     T = put(put(basis.T, border, axis=1), border.T, axis=0)
-    new = (put(all_, one, axis=1) for all_, one in zip(basis[:3], (V, KV, HKV), strict=True))
-    return _Basis(*new, T, basis.size + kept), kept
+    grown = _Basis(
+        put(basis.V, V, axis=1),
+        put(basis.KV, KV, axis=1),
+        put(basis.HKV, HKV, axis=1),
+        T,
+        basis.size + kept,
+    )
+    return grown, kept
 
 
 def _products(
