@@ -292,8 +292,9 @@ class _Seen:
         self.views: Rows = self.moved.views
         self.weights = self.views.w
         self.tracks = "eigenvalues" in self.views.series
-        self.oscillates = not issubclass(component, AbstractObserver) and component.oscillates
-        if issubclass(component, AbstractObserver):
+        moves = not issubclass(component, AbstractObserver)
+        self.oscillates = moves and component.oscillates
+        if not moves:
             self.weights = component().place(self.views)
         self.series: dict[str, Rows] = dict(self.views.series)
         self.measured: list[tuple[Array, dict[str, Rows]]] = []
