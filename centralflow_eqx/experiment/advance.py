@@ -295,7 +295,8 @@ class _Seen:
         moves = not issubclass(component, AbstractObserver)
         self.oscillates = moves and component.oscillates
         if not moves:
-            self.weights = component().place(self.views)
+            observer: Any = component
+            self.weights = observer().place(self.views)
         self.series: dict[str, Rows] = dict(self.views.series)
         self.measured: list[tuple[Array, dict[str, Rows]]] = []
 
