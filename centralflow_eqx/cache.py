@@ -15,7 +15,7 @@ def keep_programs() -> None:
     stands. A cache that cannot be read or written costs time, never the run.
     """
     chosen = os.environ.get(SWITCH, "")
-    named_already = jax.config.read("jax_compilation_cache_dir")
+    named_already = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if named_already or chosen.lower() in ("off", "0", "no", "false"):
         return
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

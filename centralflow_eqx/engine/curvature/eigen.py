@@ -256,8 +256,8 @@ class EigenTracker(eqx.Module):
             if room == d:
                 needed |= (columns < worked) & (residuals > _EXACT * jnp.finfo(Y.dtype).eps)
             needed |= explore & (now.iteration == 0) & (columns == worked - 1)
-            # Nothing is left to expand by where the basis has stopped growing.
-            needed &= (accepted > 0) & (columns < basis.size)
+            # Nothing is left to expand by where the basis has stopped growing or is not finite.
+            needed &= (accepted > 0) & (columns < basis.size) & jnp.isfinite(residuals)
             order = jnp.argsort(~needed, stable=True)
             return _Search(
                 basis,
@@ -345,11 +345,14 @@ def _independent(
 
     Columns that the basis or other columns contain are left out; zero columns fill their place.
     """
-    nothing = jnp.zeros_like(V)
-    start = _New(_unit_columns(gain, V), nothing, jnp.zeros((), jnp.int32), jnp.zeros((), V.dtype))
-    # What was nearly dependent is orthogonal only to as many digits as were left of it.
+    zero = jnp.zeros((), jnp.int32)
+    start = _New(_unit_columns(gain, V), jnp.zeros_like(V), zero, jnp.zeros((), V.dtype), zero)
+    # What was nearly dependent is orthogonal only to as many digits as were left of it; twice is
+    # enough.
     new = jax.lax.while_loop(
-        lambda new: new.left < 1e-2, lambda new: _orthonormalise(gain, basis, new.V), start
+        lambda new: (new.left < 1e-2) & (new.passes < 2),
+        lambda new: _orthonormalise(gain, basis, new),
+        start,
     )
     return new.V, new.KV, new.kept
 
@@ -359,11 +362,12 @@ class _New(NamedTuple):
     KV: Float[Array, "d m"]
     kept: Int[Array, ""]
     left: Float[Array, ""]
+    passes: Int[Array, ""]
 
 
-def _orthonormalise(gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Array, "d m"]) -> _New:
+def _orthonormalise(gain: lx.AbstractLinearOperator, basis: _Basis, new: _New) -> _New:
     """One pass; `left` is how much was left at least of a unit vector that is kept."""
-    eps = jnp.finfo(V.dtype).eps
+    V, eps = new.V, jnp.finfo(new.V.dtype).eps
     V = V - basis.V @ (basis.KV.T @ V)
     KV = apply_columns(gain, V)
     gram = _symmetric(V.T @ KV)
@@ -377,7 +381,8 @@ def _orthonormalise(gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Arr
     left = jnp.minimum(
         jnp.min(jnp.where(inside, 1, size)), jnp.min(jnp.where(keep, overlap, 1)) ** 0.5
     )
-    return _New(V @ scaled, KV @ scaled, jnp.sum(keep).astype(jnp.int32), left)
+    kept = jnp.sum(keep).astype(jnp.int32)
+    return _New(V @ scaled, KV @ scaled, kept, left, new.passes + 1)
 
 
 def _compress(
