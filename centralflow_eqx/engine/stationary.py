@@ -206,13 +206,13 @@ def stability_only(
     root = jnp.sqrt(scale)[:, None]
 
     def objective(Y: Float[Array, "d r"], args: None) -> Float[Array, ""]:
-        V = _unit_rows(Y / root)
-        return -jnp.vdot(V, hvps(V))
+        V = _unit_rows(Y / root).astype(factor.dtype)
+        return -jnp.vdot(V, hvps(V)).astype(jnp.float64)
 
-    solution = optx.minimise(
-        objective, optx.LBFGS(tol, tol), root * factor, max_steps=500, throw=False
-    )
-    V = _unit_rows(solution.value / root)
+    # Optimistix keeps its history in float64 wherever that is switched on.
+    start = (root * factor).astype(jnp.float64)
+    solution = optx.minimise(objective, optx.LBFGS(tol, tol), start, max_steps=500, throw=False)
+    V = _unit_rows(solution.value / root).astype(factor.dtype)
     HV = hvps(V)
     spectrum = jnp.linalg.eigvalsh(V.T @ V)
     return StabilityOnly(
