@@ -5,28 +5,21 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from centralflow_eqx.data import Digits
-from centralflow_eqx.engine.settings import Settings
-from centralflow_eqx.experiment.simulate import simulate
-from centralflow_eqx.losses import MSE
-from centralflow_eqx.models import MLP
-from centralflow_eqx.optimizers import RMSProp
-from centralflow_eqx.record.arrays import collect
-from centralflow_eqx.task import make_task
+import centralflow_eqx as cf
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-task = make_task(Digits(n=100), MLP((8, 8)), MSE(), dtype="float64")
-rows = simulate(
+task = cf.make_task(cf.data.Digits(n=100), cf.models.MLP((8, 8)), cf.losses.MSE(), dtype="float64")
+rows = cf.simulate(
     task,
-    RMSProp(1e-3),
+    cf.optimizers.RMSProp(1e-3),
     task.initial_weights,
     unravel=task.unravel,
     processes=["discrete", "midpoint", "central"],
     steps=80,
     warm_start=40,
-    settings=Settings(track_above=1.8, initial=3),
+    settings=cf.Settings(track_above=1.8, initial=3),
 )
-run = collect(rows)
+run = cf.collect(rows)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 looks = {"discrete": ("tab:blue", 0.6), "midpoint": ("tab:cyan", 1.2), "central": ("tab:red", 1.6)}

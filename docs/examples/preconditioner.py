@@ -11,29 +11,21 @@ from pathlib import Path
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
-from centralflow_eqx.data import Digits
-from centralflow_eqx.engine.settings import Settings
-from centralflow_eqx.experiment.simulate import simulate
-from centralflow_eqx.losses import MSE
-from centralflow_eqx.models import MLP
-from centralflow_eqx.optimizers import RMSProp
-from centralflow_eqx.processes.probes import Preconditioners
-from centralflow_eqx.record.arrays import collect
-from centralflow_eqx.task import make_task
+import centralflow_eqx as cf
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-task = make_task(Digits(n=100), MLP((8, 8)), MSE(), dtype="float64")
-run = collect(
-    simulate(
+task = cf.make_task(cf.data.Digits(n=100), cf.models.MLP((8, 8)), cf.losses.MSE(), dtype="float64")
+run = cf.collect(
+    cf.simulate(
         task,
-        RMSProp(1e-3),
+        cf.optimizers.RMSProp(1e-3),
         task.initial_weights,
         unravel=task.unravel,
         processes=["central", "stationary", "ablated"],
         steps=48,
         warm_start=40,
-        settings=Settings(track_above=1.8, initial=3),
-        probes=[Preconditioners(indices=jnp.array([600]), every=6)],
+        settings=cf.Settings(track_above=1.8, initial=3),
+        probes=[cf.probes.Preconditioners(indices=jnp.array([600]), every=6)],
     )
 )
 measured = run["central/stationary"].dataset.dropna("step", how="all")

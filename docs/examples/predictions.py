@@ -11,33 +11,25 @@ from pathlib import Path
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
-from centralflow_eqx.data import Digits
-from centralflow_eqx.engine.settings import Settings
-from centralflow_eqx.experiment.simulate import simulate
-from centralflow_eqx.losses import MSE
-from centralflow_eqx.models import MLP
-from centralflow_eqx.optimizers import RMSProp
-from centralflow_eqx.processes.probes import Coordinates, Outputs
-from centralflow_eqx.record.arrays import collect
-from centralflow_eqx.report import smooth
-from centralflow_eqx.task import Examples, make_task
+import centralflow_eqx as cf
+from centralflow_eqx.task import Examples
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-task = make_task(Digits(n=100), MLP((8, 8)), MSE(), dtype="float64")
+task = cf.make_task(cf.data.Digits(n=100), cf.models.MLP((8, 8)), cf.losses.MSE(), dtype="float64")
 chosen = [528, 600, 673, 677]  # a weight of each later layer, and two biases
-run = collect(
-    simulate(
+run = cf.collect(
+    cf.simulate(
         task,
-        RMSProp(1e-3),
+        cf.optimizers.RMSProp(1e-3),
         task.initial_weights,
         unravel=task.unravel,
         processes=["discrete", "central"],
         steps=80,
         warm_start=40,
-        settings=Settings(track_above=1.8, initial=3),
+        settings=cf.Settings(track_above=1.8, initial=3),
         probes=[
-            Coordinates(indices=jnp.array(chosen)),
-            Outputs(function=Examples(task, chosen=(0, 1))),
+            cf.probes.Coordinates(indices=jnp.array(chosen)),
+            cf.probes.Outputs(function=Examples(task, chosen=(0, 1))),
         ],
     ),
     coordinates=chosen,
@@ -49,7 +41,7 @@ for weight, (above, below) in zip(chosen, panels.T, strict=True):
     at = {"coordinate": weight}
     squared = discrete["grad_sq_at"].sel(at)
     above.plot(run["step"], squared, color="tab:blue", lw=0.5, alpha=0.5, label="discrete")
-    above.plot(run["step"], smooth(squared.values, 8), color="tab:blue", label="smoothed")
+    above.plot(run["step"], cf.smooth(squared.values, 8), color="tab:blue", label="smoothed")
     above.plot(run["step"], central["grad_sq_at"].sel(at), color="tab:green", label="central")
     predicted = central["predicted_grad_sq_at"].sel(at)
     above.plot(run["step"], predicted, color="black", ls="--", label="predicted average")
