@@ -3,25 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
 
-from centralflow_eqx.processes import PROCESSES
+from centralflow_eqx.experiment.advance import advance
 
-from .cost import process_step
 from .measure import differences
-from .problem import Problem, first_state
+from .problem import Problem
 
 
 def trajectory(problem: Problem, substeps: int, steps: int) -> list[np.ndarray]:
     """The weights of the central flow after every step."""
-    process = PROCESSES["central"](problem.setting(substeps=substeps))
-    state = first_state(process, problem)
+    experiment, state = problem.begin("central", substeps=substeps)
     path = []
     for _ in range(steps):
-        state, _ = process_step(process, state, jnp.asarray(False))
-        path.append(np.asarray(state.w))
+        state, *_ = advance(experiment, state, 1)
+        path.append(np.asarray(state.processes["central"].w))
     return path
 
 

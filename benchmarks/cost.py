@@ -9,21 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from centralflow_eqx.engine.curvature import local_model, third_derivatives
-from centralflow_eqx.processes import PROCESSES, AbstractProcess, Setting
+from centralflow_eqx.experiment.advance import advance
+from centralflow_eqx.experiment.state import RunState
 
 from .baseline import Baseline, Cost, lobpcg_tolerance
 from .measure import Contender, differences, kernel_milliseconds, race
-from .problem import CRITICAL_ABOVE, RESIDUAL, SUBSTEPS, TRACKED, Problem, first_state, plain_step
+from .problem import CRITICAL_ABOVE, RESIDUAL, SUBSTEPS, TRACKED, Problem, plain_step
 
 PLAIN = "optimizer alone"
 PACKAGE = ("discrete", "midpoint", "stable", "central")
 TEXTBOOK = "off the shelf"
-
-
-@eqx.filter_jit
-def process_step(process: AbstractProcess, state: Any, observed: jax.Array) -> Any:
-    """One step of a process, compiled as a run compiles it."""
-    return process.step(state, observed)
 
 
 def plain(problem: Problem) -> Contender:
@@ -39,21 +34,24 @@ def plain(problem: Problem) -> Contender:
     return Contender(PLAIN, lambda: (problem.w, problem.s), step)
 
 
-def package(problem: Problem, process: str, setting: Setting, name: str) -> Contender:
+def package(problem: Problem, process: str, name: str, residual: float = RESIDUAL) -> Contender:
     """A process of the package, recording every step; aside: a step that is not recorded."""
-    member = PROCESSES[process](setting)
-    yes, no = jnp.asarray(True), jnp.asarray(False)
+    experiment, first = problem.begin(process, residual=residual)
+    source = experiment.source(process)
+    seldom = eqx.tree_at(lambda e: e.every, experiment, jnp.asarray(2**30, jnp.int32))
 
-    def step(state: Any) -> Any:
-        state, seen = jax.block_until_ready(process_step(member, state, yes))
-        cost = Cost(*(int(seen.series.get(name, 0)) for name in Cost._fields))
-        # What a process observes are the weights before the step; what it moved to is its state.
-        return state, state.w, cost
+    def step(state: RunState) -> Any:
+        state, records, _ = jax.block_until_ready(advance(experiment, state, 1))
+        series = records.tracks[process].series
+        cost = Cost(*(int(series[key][0]) if key in series else 0 for key in Cost._fields))
+        # What a process shows are the weights before the step; what it moved to is its state.
+        return state, state.processes[source].w, cost
 
-    def unrecorded(state: Any) -> Any:
-        return jax.block_until_ready(process_step(member, state, no))
+    def unrecorded(state: RunState) -> Any:
+        state = eqx.tree_at(lambda s: s.step, state, jnp.ones((), jnp.int32))
+        return jax.block_until_ready(advance(seldom, state, 1)[0])
 
-    return Contender(name, lambda: first_state(member, problem), step, unrecorded)
+    return Contender(name, lambda: first, step, unrecorded)
 
 
 def off_the_shelf(problem: Problem, name: str, tol: float, critical_only: bool) -> Contender:
@@ -82,17 +80,17 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     only, and the residual that `tol = 1e-6` literally means to `lobpcg_standard` (5 %), which the
     package is then granted too.
     """
-    d, setting = problem.w.size, problem.setting()
+    d = problem.w.size
     tight = lobpcg_tolerance(RESIDUAL, d)
-    found = [plain(problem), *(package(problem, name, setting, name) for name in PACKAGE)]
+    found = [plain(problem), *(package(problem, name, name) for name in PACKAGE)]
     found.append(off_the_shelf(problem, TEXTBOOK, tight, critical_only=False))
     if quick:
         return found
-    loose = problem.setting(residual=RESIDUAL / lobpcg_tolerance(1, d))
+    loose = RESIDUAL / lobpcg_tolerance(1, d)
     return [
         *found,
         off_the_shelf(problem, f"{TEXTBOOK}, critical pairs only", tight, critical_only=True),
-        package(problem, "central", loose, "central, residual 5 %"),
+        package(problem, "central", "central, residual 5 %", loose),
         off_the_shelf(problem, f"{TEXTBOOK}, residual 5 %", RESIDUAL, critical_only=False),
         off_the_shelf(
             problem,
@@ -140,7 +138,8 @@ def _floor(problem: Problem, central: Contender, steps: int) -> dict[str, Any]:
     Per substep: the gradient, linearised, with one product for each tracked direction, and a third
     derivative for each pair of critical directions.
     """
-    w, U = central.state.w, central.state.spectra.effective.U
+    flow = central.state.processes["central"]
+    w, U = flow.w, flow.pairs.U[:, :TRACKED]
 
     @jax.jit
     def products(w: jax.Array, V: jax.Array) -> Any:

@@ -24,8 +24,9 @@ from jaxtyping import Array
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from centralflow_eqx.errors import InputError
-from centralflow_eqx.experiment.build import build_task, prepare
+from centralflow_eqx.experiment.build import build_task
 from centralflow_eqx.experiment.memory import estimate_peak
+from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.spec import Spec, load_spec
 from centralflow_eqx.task import Task
 

@@ -1,17 +1,17 @@
 """The problem that everything is measured on: the digits MLP at the edge of stability."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 from jaxtyping import Array
 
-from centralflow_eqx.engine.curvature import EigenTracker
-from centralflow_eqx.engine.response import Response, Rule, State, Vector, derive, relax
-from centralflow_eqx.engine.state_rate import STATE_RATES
+from centralflow_eqx.engine.response import Rule, State, Vector
+from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.experiment.build import build_task
-from centralflow_eqx.processes import AbstractProcess, Setting, start_spectra
+from centralflow_eqx.experiment.start import start
+from centralflow_eqx.experiment.state import Experiment, RunState
 from centralflow_eqx.spec import load_spec
 from centralflow_eqx.task import Task
 
@@ -25,21 +25,34 @@ EDGE = 34  # optimizer steps after which the largest effective eigenvalue is abo
 
 
 class Problem(NamedTuple):
-    """A task, its optimizer as rule and response, and where the optimizer is after some steps."""
+    """A task, its optimizer as a rule, and where the optimizer is after some steps."""
 
     task: Task
     rule: Rule
-    response: Response
     lr: float
+    steps: int
     w: Vector
     s: State
 
-    def setting(self, *, substeps: int = SUBSTEPS, residual: float = RESIDUAL) -> Setting:
-        """The package's settings: `TRACKED` eigenpairs whatever their size, never more."""
-        tracker = EigenTracker(track_above=float("inf"), initial=TRACKED, tol=residual)
-        rate = STATE_RATES["exponential"]
-        return Setting(
-            self.task, self.response, rate, tracker, substeps, critical_above=CRITICAL_ABOVE
+    def begin(
+        self, process: str, *, substeps: int = SUBSTEPS, residual: float = RESIDUAL
+    ) -> tuple[Experiment, RunState]:
+        """A run of one process from here, that tracks `TRACKED` eigenpairs whatever their size."""
+        settings = Settings(
+            substeps=substeps,
+            critical_above=CRITICAL_ABOVE,
+            track_above=float("inf"),
+            initial=TRACKED,
+            tol=residual,
+        )
+        return start(
+            self.task,
+            self.rule.optimizer,
+            self.task.initial_weights,
+            processes=(process,),
+            warm_start=self.steps,
+            unravel=self.task.unravel,
+            settings=settings,
         )
 
 
@@ -51,9 +64,7 @@ def build_problem(steps: int) -> Problem:
     w, s = task.initial_weights, rule.init(task.initial_weights)
     for _ in range(steps):
         w, s = plain_step(rule, task, w, s)
-    grad = jax.grad(task)(w)
-    response = derive(rule, relax(s, w), w, grad, jax.random.key(spec.seed))
-    return Problem(task, rule, response, float(spec.optimizer.lr), w, s)
+    return Problem(task, rule, STEP_SIZE, steps, w, s)
 
 
 @eqx.filter_jit
@@ -61,10 +72,3 @@ def plain_step(rule: Rule, task: Task, w: Vector, s: State) -> tuple[Array, Stat
     """One step of the optimizer and nothing else."""
     delta, s = rule.update(jax.grad(task)(w), s, w)
     return w + delta, s
-
-
-def first_state(process: AbstractProcess, problem: Problem) -> Any:
-    """The first state of a process that knows no spectrum yet."""
-    key = jax.random.key(0)
-    spectra = start_spectra(process.setting, problem.w, TRACKED, key)
-    return eqx.filter_jit(process.init)(problem.w, problem.s, spectra, key)

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from centralflow_eqx.errors import NumericalStop
-from centralflow_eqx.experiment.build import build_task, prepare
-from centralflow_eqx.experiment.simulate import Row
+from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.prepare import prepare
+from centralflow_eqx.record.row import Row
 from centralflow_eqx.report import smooth
 from centralflow_eqx.spec import load_spec
 

@@ -90,7 +90,6 @@ def test_quick_run(tmp_path):
     assert rows["off the shelf"]["third_derivatives"] > rows["central"]["third_derivatives"] >= 4
     assert rows["off the shelf"]["hvps"] > 2 * rows["central"]["hvps"] >= 2 * 16
     assert rows["central"]["gradients"] == rows["off the shelf"]["gradients"] == 4
-    assert rows["off the shelf"]["over_central"] > 1.5
 
     assert sum(cost["floor"]["critical_directions"].values()) == cost["steps"]
     assert cost["floor"]["central_over_floor"] > 1
