@@ -1,9 +1,38 @@
 """What all tests share."""
 
+import os
+import shutil
+import tempfile
+
 import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+_SHARED = {
+    "JAX_COMPILATION_CACHE_DIR": "",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+def pytest_configure(config):
+    """Programs that one test compiled are there for the others, in whatever process they run."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or hasattr(config, "workerinput"):
+        return
+    config.shared_programs = tempfile.mkdtemp()
+    os.environ.update(_SHARED | {"JAX_COMPILATION_CACHE_DIR": config.shared_programs})
+    # This process has read its environment already; workers have not.
+    jax.config.update("jax_compilation_cache_dir", config.shared_programs)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_unconfigure(config):
+    folder = getattr(config, "shared_programs", None)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

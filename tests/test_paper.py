@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.optimized]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def runs(tmp_path_factory):
     """Run a spec once; its run, or those of its members by name."""
     folder, done = tmp_path_factory.mktemp("paper"), {}
 
@@ -35,13 +35,28 @@ def run(tmp_path_factory):
     return run
 
 
+@pytest.fixture
+def run(runs, request):
+    """`runs`, of those specs that the test is marked to be about, and of all of them."""
+    used = set()
+    yield lambda name: (used.add(name), runs(name))[1]
+    assert used == claimed_by(request.function)
+
+
+def claimed_by(test):
+    """The specs whose claims a test is marked to check."""
+    marks = getattr(test, "pytestmark", ())
+    return {name for mark in marks if mark.name == "claims" for name in mark.args}
+
+
 def test_every_spec_has_its_claim_here():
-    tested = Path(__file__).read_text()
-    for path in SPECS.glob("*.yaml"):
-        assert f'run("{path.stem}")' in tested
-        load_plan(path)
+    claimed = set().union(*(claimed_by(test) for test in globals().values()))
+    assert claimed == {path.stem for path in SPECS.glob("*.yaml")}
+    for name in claimed:
+        load_plan(SPECS / f"{name}.yaml")
 
 
+@pytest.mark.claims("sharpness")
 def test_sharpness_rises_to_the_threshold_and_stays(run):
     for name, most in (("one", 1), ("several", 2)):
         member = run("sharpness")[name]
@@ -55,6 +70,7 @@ def test_sharpness_rises_to_the_threshold_and_stays(run):
         assert distance < 0.03 and loss < 0.03
 
 
+@pytest.mark.claims("architectures")
 def test_averages_are_predicted_whatever_the_network(run):
     members = run("architectures")
     assert len(members) == 8
@@ -69,6 +85,7 @@ def test_averages_are_predicted_whatever_the_network(run):
         assert error < 0.5 * np.median(np.abs(own - discrete) / discrete), name
 
 
+@pytest.mark.claims("effective_step")
 def test_effective_step_is_two_over_the_sharpness(run):
     member = run("effective_step")
     late = slice(member.onset() + SETTLING, None)
@@ -78,6 +95,7 @@ def test_effective_step_is_two_over_the_sharpness(run):
     np.testing.assert_allclose(np.mean(measured[late]), 1, atol=0.05)
 
 
+@pytest.mark.claims("learning_rates")
 def test_larger_learning_rates_are_flatter_at_the_same_loss(run):
     members = [run("learning_rates")[f"lr={lr}"] for lr in ("0.15", "0.25", "0.4")]
     for process in ("central", "midpoint"):
@@ -91,6 +109,7 @@ def test_larger_learning_rates_are_flatter_at_the_same_loss(run):
 
 
 @pytest.mark.parametrize("optimizer", ["scalar_rmsprop", "rmsprop"])
+@pytest.mark.claims("ablated_rmsprop", "ablated_scalar_rmsprop")
 def test_without_the_penalty_the_flow_is_sharper_and_slower(run, optimizer):
     names = {"scalar_rmsprop": "ablated_scalar_rmsprop", "rmsprop": "ablated_rmsprop"}
     member = {key: run(name) for key, name in names.items()}[optimizer]
@@ -101,6 +120,7 @@ def test_without_the_penalty_the_flow_is_sharper_and_slower(run, optimizer):
     assert closer < 0.7 * member["distance/midpoint-ablated"][-1]
 
 
+@pytest.mark.claims("covariance")
 def test_variances_are_predicted(run):
     for name, member in run("covariance").items():
         predicted = member["central/sigma_eigenvalues"][:, 0]
@@ -110,6 +130,7 @@ def test_variances_are_predicted(run):
         assert 0.8 < ratio < 1.25, (name, ratio)
 
 
+@pytest.mark.claims("predictions")
 def test_single_weights_and_outputs_are_predicted(run):
     member = run("predictions")
     late = slice(30, -30)
@@ -130,6 +151,7 @@ def test_single_weights_and_outputs_are_predicted(run):
     assert np.linalg.norm(flow - nu) < 0.1 * np.linalg.norm(nu)
 
 
+@pytest.mark.claims("stationarity")
 def test_statistics_are_almost_stationary(run):
     member = run("stationarity")
     cosine = member["central/stationary/cosine"]
@@ -143,6 +165,7 @@ def test_statistics_are_almost_stationary(run):
     assert np.all(efficacy > 1.2 * member["central/stationary/efficacy_scalar"][late])
 
 
+@pytest.mark.claims("beta2")
 def test_slow_statistics_leave_the_stabilisation_to_curvature(run):
     members = run("beta2")
     shares = []
@@ -153,6 +176,7 @@ def test_slow_statistics_leave_the_stabilisation_to_curvature(run):
     assert shares[0] > 1 / 2 and shares[1] < 1 / 4  # most of it, and the lesser part
 
 
+@pytest.mark.claims("stationary_preconditioner")
 def test_the_stationary_preconditioner_tends_to_the_least_stable_one(run):
     members, ratios = run("stationary_preconditioner"), []
     for lr in ("0.0005", "0.001", "0.002", "0.004"):
@@ -165,6 +189,7 @@ def test_the_stationary_preconditioner_tends_to_the_least_stable_one(run):
     assert ratios[-1] > 0.7 and ratios[0] < 0.3 * ratios[-1]
 
 
+@pytest.mark.claims("accuracy")
 def test_the_flow_says_where_it_fails(run):
     members = run("accuracy")
     errors, doubts, cubics = [], [], []
