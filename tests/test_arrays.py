@@ -20,6 +20,7 @@ from centralflow_eqx.models import MLP
 from centralflow_eqx.optimizers import GD
 from centralflow_eqx.processes.probes import Coordinates, Outputs
 from centralflow_eqx.record.arrays import collect, open_run
+from centralflow_eqx.record.row import Halt
 from centralflow_eqx.record.writer import Recorder
 from centralflow_eqx.spec import load_spec
 from centralflow_eqx.task import make_task
@@ -146,7 +147,7 @@ def test_a_process_that_stops_leaves_missing_rows(stop):
     both = {"stable": {"train_loss": 1.0}, "discrete": {"train_loss": 2.0}}
     one = {"discrete": both["discrete"]}
     rows = {0: row(0, both), 3: row(3, both), 6: row(6, one), 9: row(9, one)}
-    rows[stop] = row(stop, both, {"stable": "too sharp"})
+    rows[stop] = row(stop, both, {"stable": Halt("too sharp", False)})
     if stop < 3:
         rows[3] = row(3, one)
     tree = collect(rows[step] for step in sorted(rows))

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -280,6 +281,8 @@ class _Probe(NamedTuple):
 
 _TOLERANCE = 1e-8
 """Relative defect of an operator, probed in float64, that is taken for rounding."""
+_NOTHING = 1e-6
+"""Share of the largest response below which there is none."""
 _AFTER = (0, 1, 10)
 """Steps from where a rule is probed on: a schedule may start at zero, statistics fill up."""
 
@@ -365,7 +368,10 @@ def examine(
     tol = tol or _TOLERANCE
     s, w, g = jax.tree.map(lambda x: x.astype(jnp.float64), (s, w, g))
     rows = jax.device_get(_probe(rule, s, w, g, key))
-    probe = jax.tree.map(lambda x: x.max(axis=0), rows)
+    # Where a schedule has come to nothing only rounding is left of the response.
+    size = rows.response_size
+    answers = ~(size < _NOTHING * np.max(size, initial=0, where=np.isfinite(size)))
+    probe = jax.tree.map(lambda x: x[answers].max(axis=0), rows)
     probe = probe._replace(slopes=(rows.slopes[:, 0].min(), rows.slopes[:, 1].max()))
     refusal = _refusal(probe, tol)
     defined = probe.response_size > 0 and probe.asymmetry <= tol
