@@ -25,7 +25,6 @@ from ..processes import (
     View,
     diagnose,
     failed,
-    has_raw_spectrum,
     look,
 )
 from ..processes.probes import AbstractProbe
@@ -419,8 +418,3 @@ def _each(function: Any, rows: Rows, count: Int[Array, ""]) -> Any:
         return None, Outcome(function(_row(rows, i)), keep, ~keep)
 
     return bounded_scan(step, None, count, room)[1]
-
-
-def raw_spectra(experiment: Experiment) -> list[str]:
-    """Series that have a spectrum of the Hessian beside that of the effective Hessian."""
-    return list(experiment.recorded) if has_raw_spectrum(experiment.setting) else []

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..engine.curvature import Eigenpairs
@@ -95,8 +94,3 @@ class Records(NamedTuple):
 
     tracks: dict[str, Track]
     comparisons: dict[str, Float[Array, " rows"]]
-
-
-def count_bytes(tree: Any) -> int:
-    """Bytes of a pytree's arrays."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if eqx.is_array_like(x))

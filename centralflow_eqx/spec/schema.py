@@ -128,7 +128,7 @@ class Memory(Section):
     microbatch: Count = 0
     """Examples at a time; 0: all at once."""
     hvp_chunk: Count = 0
-    """Hessian-vector products at a time; 0: all at once."""
+    """Hessian-vector products at a time; 0: what suits the device, one by one on CPUs."""
     remat: bool = False
     """Recompute activations in the backward pass."""
 
