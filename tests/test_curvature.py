@@ -242,7 +242,7 @@ def test_directions_without_gain_are_no_eigenvectors(m):
 
 @pytest.mark.parametrize("K", [GAIN[:20], DENSE_GAIN[:20, :20]], ids=["diagonal", "dense"])
 def test_few_dimensions_are_solved_to_rounding(K):
-    """A basis of 2 m + 8 columns holds them all."""
+    """A basis of up to 2 m + 8 dimensions holds them all."""
     H, vectors = pencil(SPECTRUM[:20], K)
     pairs = solve(H, K, cold(d=20, m=M), exact_above=np.inf)
     check(pairs, H, K)
@@ -285,9 +285,9 @@ def test_a_solve_that_runs_out_of_iterations_says_so():
     H, _ = pencil(SPECTRUM, GAIN)
     pairs = solve(H, GAIN, cold(), tracker=EigenTracker(max_iterations=3))
     assert not pairs.converged
-    assert M < pairs.products <= 4 * M
+    assert M <= pairs.products <= 4 * M
     # another solve goes on from there
-    for _ in range(30):
+    for _ in range(60):
         pairs = solve(H, GAIN, pairs, tracker=EigenTracker(max_iterations=3))
     check(pairs, H, GAIN)
     np.testing.assert_allclose(pairs.theta[:5], TOP, rtol=1e-10)

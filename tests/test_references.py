@@ -27,7 +27,7 @@ optimizer: {optimizer}
 processes: [discrete, midpoint, central]
 steps: {steps}
 warm_start: {warm_start}
-eigen: {{initial: {initial}}}
+eigen: {{initial: {initial}, tol: 1e-6}}
 flow: {{substeps: 4, critical_above: 1.95, state_rate: backward}}
 """
 

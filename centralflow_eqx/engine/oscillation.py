@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from .complementarity import (
@@ -179,7 +180,7 @@ def _nothing(point: Point, left: Float[Array, " m"]) -> Oscillation:
     )
 
 
-def pair_weights(m: int, dtype: jnp.dtype) -> Float[Array, " p"]:
+def pair_weights(m: int, dtype: DTypeLike) -> Float[Array, " p"]:
     """Weights of the pairs of m directions with which sums over X are dot products.
 
     Coordinates of X are its lower triangle with off-diagonal entries times sqrt 2.

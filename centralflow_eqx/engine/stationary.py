@@ -17,6 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .complementarity import ComplementarySolution, solve_complementarity
@@ -185,7 +186,7 @@ class StabilityOnly(eqx.Module):
     iterations: Int[Array, ""]
 
 
-def start_factor(d: int, columns: int, dtype: jnp.dtype, key: PRNGKeyArray) -> Array:
+def start_factor(d: int, columns: int, dtype: DTypeLike, key: PRNGKeyArray) -> Array:
     """A random factor to start `stability_only` from."""
     return _unit_rows(jax.random.normal(key, (d, columns), dtype))
 

@@ -381,7 +381,7 @@ def _measure_all(
             probe,
             experiment.setting,
             state.probes[key],
-            (place, seen.series["raw_eigenvalues"]),
+            (place, {k: v for k, v in seen.series.items() if k == "raw_eigenvalues"}),
             due,
             seen.moved.count,
         )
@@ -395,8 +395,8 @@ def _steps_before(row: Array, seen: _Seen, state: RunState) -> Array:
     return jnp.where(row == NOTHING, NOTHING, done)
 
 
-def _observation(setting: Setting, view: View, raw_eigenvalues: Array) -> Observation:
-    series = view.series | {"raw_eigenvalues": raw_eigenvalues}
+def _observation(setting: Setting, view: View, more: dict[str, Array]) -> Observation:
+    series = view.series | more
     swing = view.oscillation
     found: Modes | None = None
     if swing is not None:

@@ -150,10 +150,10 @@ def _rows(records: Records, seen: Records, halts: dict[str, tuple[int, Halt]]) -
 
 
 def _series(track: Track, row: int) -> dict[str, np.ndarray]:
-    found = {name: values[row] for name, values in track.series.items()}
+    found = {name: np.asarray(values[row]) for name, values in track.series.items()}
     for due, measured in track.measured:
         if due[row]:
-            found |= {name: values[row] for name, values in measured.items()}
+            found |= {name: np.asarray(values[row]) for name, values in measured.items()}
     return found
 
 

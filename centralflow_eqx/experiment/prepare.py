@@ -21,6 +21,7 @@ from .simulate import simulate
 def build_settings(spec: Spec) -> Settings:
     """How the spec integrates flows and tracks spectra."""
     flow, eigen = spec.flow, spec.eigen
+    assert eigen.tol is not None  # loading a spec fills it in
     return Settings(
         substeps=flow.substeps,
         critical_above=flow.critical_above,
@@ -47,6 +48,7 @@ def build_arguments(spec: Spec, task: Task) -> dict[str, Any]:
         "record_every": spec.record.every,
         "evaluate": task.evaluate,
         "probes": build_probes(spec, task),
+        "raw_spectra": spec.record.raw_spectra,
         "minibatch": Minibatch(task, spec.minibatch.size) if spec.minibatch.size else None,
         "seed": spec.seed,
     }

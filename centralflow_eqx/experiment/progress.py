@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -76,7 +76,7 @@ class Progress:
         self._unprinted = ""
         self._bar = self._live_bar() if self._console.is_terminal else None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         if self._bar is not None:
             self._bar.start()
         return self

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxtyping import PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Float, PyTree
 
 from ..engine.curvature import Loss
 from ..engine.response import Vector
@@ -19,7 +20,7 @@ from .state import Evaluate
 def simulate(
     loss: Loss,
     optimizer: AbstractOptimizer,
-    w: Vector,
+    w: Float[ArrayLike, " d"],
     *,
     processes: Sequence[str] = ("discrete", "midpoint", "stable", "central"),
     steps: int,
@@ -29,6 +30,7 @@ def simulate(
     record_every: int = 1,
     evaluate: Evaluate | None = None,
     probes: Sequence[AbstractProbe] = (),
+    raw_spectra: bool = True,
     minibatch: Minibatch | None = None,
     seed: int = 0,
     notify: Notify = lambda _: None,
@@ -41,8 +43,9 @@ def simulate(
     `eqx.Module` to keep its data out of the compiled code. `w` decides the precision: give a NumPy
     array of float64, or one of JAX's. `unravel` gives the parameters that the optimizer sees.
     `warm_start` discrete steps come first and are not recorded. `probes` measure more of the
-    processes, `minibatch` is the loss that `discrete_minibatch` descends. `notify` is told, in
-    words, what takes long.
+    processes, `raw_spectra` are the Hessian's own eigenvalues beside the effective ones where a
+    preconditioner tells them apart, `minibatch` is the loss that `discrete_minibatch` descends.
+    `notify` is told, in words, what takes long.
 
     Raises `ValueError` if more eigenvalues are to be tracked than there are weights,
     `UnsupportedRule` for optimizers outside the theory. A process that turns non-finite or loses
@@ -60,6 +63,7 @@ def simulate(
         record_every=record_every,
         evaluate=evaluate,
         probes=probes,
+        raw_spectra=raw_spectra,
         minibatch=minibatch,
         seed=seed,
         notify=notify,

@@ -8,7 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..engine.compile import program
 from ..engine.curvature import Eigenpairs, Loss, unsolved, widen
@@ -49,7 +50,7 @@ def identity(w: Vector) -> Vector:
 def warm_up(loss: Loss, rule: Rule, w: Vector, steps: Array | int) -> tuple[Vector, State]:
     """Weights and the optimizer's own state after `steps` discrete steps from `w`."""
 
-    def step(_: int, now: tuple[Vector, State]) -> tuple[Vector, State]:
+    def step(_: Array, now: tuple[Vector, State]) -> tuple[Vector, State]:
         w, s = now
         delta, s = rule.update(jax.grad(loss)(w), s, w)
         return w + delta, s
@@ -82,7 +83,7 @@ def respond(
 def start(
     loss: Loss,
     optimizer: AbstractOptimizer,
-    w: Vector,
+    w: Float[ArrayLike, " d"],
     *,
     processes: Sequence[str],
     warm_start: int = 0,
@@ -91,6 +92,7 @@ def start(
     record_every: int = 1,
     evaluate: Evaluate | None = None,
     probes: Sequence[AbstractProbe] = (),
+    raw_spectra: bool = True,
     minibatch: Minibatch | None = None,
     seed: int = 0,
     notify: Notify = lambda _: None,
@@ -120,7 +122,8 @@ def start(
         jnp.asarray(record_every, jnp.int32),
         _count_rows(w, room, len(members)),
     )
-    return experiment, _prepare(experiment, s, room, survey_key, key, notify)
+    raw_spectra = raw_spectra and has_raw_spectrum(setting)
+    return experiment, _prepare(experiment, s, room, raw_spectra, survey_key, key, notify)
 
 
 def _count_rows(w: Vector, room: int, members: int) -> int:
@@ -153,6 +156,7 @@ def _prepare(
     experiment: Experiment,
     s: State,
     room: int,
+    raw_spectra: bool,
     survey_key: PRNGKeyArray,
     key: PRNGKeyArray,
     notify: Notify,
@@ -178,7 +182,7 @@ def _prepare(
         jnp.zeros((), jnp.int32),
         states,
         dict.fromkeys(names, STOP.running),
-        _first_spectra(experiment, states, pairs, survey_key),
+        _first_spectra(experiment, states, pairs, raw_spectra, survey_key),
         {
             f"{name}/{i}": probe.init(w, pairs.theta.size, jr.fold_in(key, i))
             for name in experiment.recorded
@@ -248,7 +252,11 @@ def _with_pairs(process: AbstractProcess, state: Any, pairs: Eigenpairs) -> Any:
 
 
 def _first_spectra(
-    experiment: Experiment, states: dict[str, Any], pairs: Eigenpairs, key: PRNGKeyArray
+    experiment: Experiment,
+    states: dict[str, Any],
+    pairs: Eigenpairs,
+    raw: bool,
+    key: PRNGKeyArray,
 ) -> dict[str, Eigenpairs]:
     """What observers track, of processes that move without, and of the Hessian itself."""
     spectra = {}
@@ -256,7 +264,7 @@ def _first_spectra(
         source = experiment.source(name)
         if experiment.members[source].tracked(states[source]) is None:
             spectra[name] = pairs
-        if has_raw_spectrum(experiment.setting):
+        if raw:
             w = experiment.start
             spectra[f"{name}/raw"] = unsolved(w.size, pairs.theta.size, w.dtype, key)
     return spectra

@@ -34,7 +34,9 @@ class _Spectrum(NamedTuple):
     D: Float[Array, "n n"]
 
 
-def inverse_power(A: Float[Array, "n n"], p: float, eps: float = 0.0) -> Float[Array, "n n"]:
+def inverse_power(
+    A: Float[Array, "n n"], p: float, eps: float | Array = 0.0
+) -> Float[Array, "n n"]:
     """(A + eps I)^{-p} of a symmetric positive semidefinite matrix.
 
     Without `eps` it is the power of the pseudo-inverse: zero on the null space, eigenvalues up to
@@ -55,7 +57,7 @@ def inverse_power(A: Float[Array, "n n"], p: float, eps: float = 0.0) -> Float[A
     return size**-p * _power(A, _decompose(A, p, eps), p)
 
 
-def _decompose(A: Float[Array, "n n"], p: float, eps: float) -> _Spectrum:
+def _decompose(A: Float[Array, "n n"], p: float, eps: float | Array) -> _Spectrum:
     x, V = jnp.linalg.eigh(jax.lax.stop_gradient(A), symmetrize_input=False)
     x = jnp.maximum(x, 0)
     if eps > 0:

@@ -6,19 +6,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+Number = float | Array
+"""A hyperparameter: while a simulation runs it is an array, so that its value compiles nothing."""
 
-def ema(new: Array, old: Array, decay: float) -> Array:
+
+def ema(new: Array, old: Array, decay: Number) -> Array:
     """Exponential moving average: `decay * old + (1 - decay) * new`."""
     return decay * old + (1 - decay) * new
 
 
-def debias(moment: Array, decay: float, count: Array) -> Array:
+def debias(moment: Array, decay: Number, count: Number) -> Array:
     """`moment / (1 - decay^count)`: corrects an average that started from zero."""
     return moment / (1 - jnp.asarray(decay, moment.dtype) ** count)
 
 
 def over_root(
-    grad: Float[Array, "..."], moment: Float[Array, "..."], eps: float
+    grad: Float[Array, "..."], moment: Float[Array, "..."], eps: Number
 ) -> Float[Array, "..."]:
     """`grad / (sqrt(moment) + eps)`, and zero where `moment` is zero.
 
@@ -42,7 +45,7 @@ def init_momentum(params: PyTree) -> MomentumState:
     return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
 
-def update_momentum(grad: PyTree, state: MomentumState, decay: float) -> MomentumState:
+def update_momentum(grad: PyTree, state: MomentumState, decay: Number) -> MomentumState:
     """m+ = decay m + g."""
     return MomentumState(state.count + 1, jax.tree.map(lambda g, m: decay * m + g, grad, state.m))
 
@@ -61,7 +64,7 @@ def init_moments(params: PyTree) -> MomentsState:
     return MomentsState(jnp.zeros((), jnp.int32), zeros, zeros)
 
 
-def update_moments(grad: PyTree, state: MomentsState, beta1: float, beta2: float) -> MomentsState:
+def update_moments(grad: PyTree, state: MomentsState, beta1: Number, beta2: Number) -> MomentsState:
     """mu+ = beta1 mu + (1 - beta1) g, nu+ = beta2 nu + (1 - beta2) g^2."""
     mu = jax.tree.map(lambda g, m: ema(g, m, beta1), grad, state.mu)
     nu = jax.tree.map(lambda g, v: ema(g * g, v, beta2), grad, state.nu)

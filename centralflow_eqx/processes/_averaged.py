@@ -1,7 +1,7 @@
 """Flows of an optimizer's time average, in substeps over which the oscillation is constant."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..engine.complementarity import RESULTS
-from ..engine.curvature import Eigenpairs, LocalModel
-from ..engine.oscillation import Oscillation, Point, oscillate
+from ..engine.curvature import Eigenpairs, leading
+from ..engine.oscillation import Oscillation, Point, count_critical, oscillate
 from ..engine.response import State, Vector, relax
 from ._base import STOP, AbstractProcess, Setting, Swing, Verdict, View, flow_refusal
 from ._spectra import common_series
@@ -40,8 +40,20 @@ class Work(NamedTuple):
     converged: Array
 
 
-class Substep(NamedTuple):
-    """A substep's outcome: its view, work and verdict."""
+class Moment(NamedTuple):
+    """What is known of a flow where a substep begins.
+
+    `pairs` are all that are tracked, of which `point` may have the leading ones alone.
+    """
+
+    loss: Float[Array, ""]
+    point: Point
+    pairs: Eigenpairs
+    oscillation: Oscillation
+
+
+class _Seen(NamedTuple):
+    """The view of a step's first substep, and work and verdict of all so far."""
 
     view: View
     work: Work
@@ -73,10 +85,8 @@ class AbstractAveragedFlow(AbstractProcess):
         return AveragedState(w, start, pairs, anything)
 
     def move(self, state: AveragedState) -> tuple[AveragedState, View, Verdict]:
-        def substep(
-            state: AveragedState, first: Array, view: View | None
-        ) -> tuple[AveragedState, Substep]:
-            return _substep(self.setting, state, first, view, self.penalised, self.thorough)
+        def substep(state: AveragedState, first: Array) -> tuple[AveragedState, Moment]:
+            return _substep(self.setting, state, first, self.penalised, self.thorough)
 
         return take_substeps(self.setting, substep, state)
 
@@ -86,7 +96,7 @@ class AbstractAveragedFlow(AbstractProcess):
 
 def take_substeps(
     setting: Setting,
-    substep: Callable[[S, Bool[Array, ""], View | None], tuple[S, Substep]],
+    substep: Callable[[S, Bool[Array, ""]], tuple[S, Moment]],
     state: S,
 ) -> tuple[S, View, Verdict]:
     """Take the substeps of a step, each told whether it is the first, and the first one's view.
@@ -94,21 +104,28 @@ def take_substeps(
     The view is of the state before the step, that is of the first substep; counters and the quality
     of solutions are over all substeps.
     """
-    shapes = jax.eval_shape(substep, state, jnp.asarray(True), None)[1]
+
+    def see(moment: Moment) -> _Seen:
+        return _Seen(_view(setting, moment), _work(moment), _judge(setting, moment))
+
+    once = jax.jit(substep, inline=True)  # traced once, but called twice
+    shapes = jax.eval_shape(see, jax.eval_shape(once, state, jnp.asarray(True))[1])
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def body(i: Array, carry: tuple[S, Substep]) -> tuple[S, Substep]:
-        state, seen = carry
+    def body(i: Array, carry: tuple[S, _Seen]) -> tuple[S, _Seen]:
+        state, before = carry
         first = i == 0
-        state, new = substep(state, first, seen.view)
+        state, moment = once(state, first)
+        verdict = _judge(setting, moment)
         verdict = Verdict(
-            seen.verdict.overflow | new.verdict.overflow,
+            before.verdict.overflow | verdict.overflow,
             # The first reason to stop counts.
             STOP.where(
-                first | (seen.verdict.stop == STOP.running), new.verdict.stop, seen.verdict.stop
+                first | (before.verdict.stop == STOP.running), verdict.stop, before.verdict.stop
             ),
         )
-        return state, Substep(new.view, _together(first, seen.work, new.work), verdict)
+        view = jax.lax.cond(first, lambda m: _view(setting, m), lambda _: before.view, moment)
+        return state, _Seen(view, _together(first, before.work, _work(moment)), verdict)
 
     number = jnp.asarray(setting.settings.substeps)
     state, done = jax.lax.fori_loop(0, number, body, (state, nothing))
@@ -133,10 +150,9 @@ def _substep(
     setting: Setting,
     state: AveragedState,
     first: Bool[Array, ""],
-    view: View | None,
     penalised: bool,
     thorough: bool,
-) -> tuple[AveragedState, Substep]:
+) -> tuple[AveragedState, Moment]:
     w, response, rate, settings = state.w, setting.response, setting.rate, setting.settings
     model = setting.local_model(w)
     post = rate.post(response, state.s, model.grad, w, settings.dt)
@@ -144,14 +160,15 @@ def _substep(
     pairs = setting.tracker.solve(
         model, gain, state.pairs, explore=first, exact_above=settings.critical_above
     )
-    point = Point(w, post, model.grad, gain, pairs)
-    slack = jnp.where(_known(state.pairs, pairs), state.slack, jnp.inf)
+    critical = leading(pairs, critical_room(pairs))
+    point = Point(w, post, model.grad, gain, critical)
+    slack = jnp.where(_known(state.pairs, critical), state.slack, jnp.inf)
     oscillation = oscillate(setting.loss, response, rate, point, settings, slack, fallback=thorough)
     penalty = oscillation.penalty if penalised else jnp.zeros_like(w)
     gradients = (model.grad, model.grad + penalty)
     w_new, s_new = rate.substep(response, state.s, w, gradients, oscillation.excess, settings.dt)
-    seen = show(setting, model, point, oscillation, first, view)
-    return AveragedState(w_new, s_new, pairs, oscillation.slack), seen
+    moment = Moment(model.loss, point, pairs, oscillation)
+    return AveragedState(w_new, s_new, pairs, oscillation.slack), moment
 
 
 def _known(before: Eigenpairs, now: Eigenpairs) -> Bool[Array, " m"]:
@@ -163,45 +180,47 @@ def _known(before: Eigenpairs, now: Eigenpairs) -> Bool[Array, " m"]:
     return jnp.sum(overlap**2, axis=0) > 0.5
 
 
-def show(
-    setting: Setting,
-    model: LocalModel,
-    point: Point,
-    oscillation: Oscillation,
-    first: Bool[Array, ""],
-    view: View | None,
-) -> Substep:
-    """What is seen of a flow that oscillates at `point`: its view in the first substep only."""
-    pairs, solution, critical = point.pairs, oscillation.solution, oscillation.critical
-    stop = STOP.where(
-        solution.result == RESULTS.solved,
-        STOP.running,
-        STOP.where(solution.result == RESULTS.no_solution, STOP.no_solution, STOP.unsolved),
-    )
-    finite = jnp.isfinite(model.loss) & jnp.all(jnp.isfinite(point.w))
-    stop = STOP.where(finite, stop, STOP.not_finite)
-    work = Work(
-        pairs.products,
+def critical_room(pairs: Eigenpairs) -> int:
+    """For how many critical directions there is room: half of those tracked.
+
+    What the oscillation costs grows with the pairs of directions that there is room for.
+    """
+    d, m = pairs.Y.shape
+    return m if m == d else max(1, m // 2)
+
+
+def _work(moment: Moment) -> Work:
+    solution, critical = moment.oscillation.solution, moment.oscillation.critical
+    return Work(
+        moment.pairs.products,
         critical * (critical + 1) // 2,
         solution.iterations,
         solution.residual,
-        pairs.converged,
+        moment.pairs.converged,
     )
 
-    def here() -> View:
-        return _view(setting, model, point, oscillation)
 
-    shown = here() if view is None else jax.lax.cond(first, here, lambda: view)
-    return Substep(cast(View, shown), work, Verdict(setting.tracker.overflows(pairs), stop))
+def _judge(setting: Setting, moment: Moment) -> Verdict:
+    point, pairs, result = moment.point, moment.pairs, moment.oscillation.solution.result
+    stop = STOP.where(
+        result == RESULTS.solved,
+        STOP.running,
+        STOP.where(result == RESULTS.no_solution, STOP.no_solution, STOP.unsolved),
+    )
+    finite = jnp.isfinite(moment.loss) & jnp.all(jnp.isfinite(point.w))
+    stop = STOP.where(finite, stop, STOP.not_finite)
+    crowded = count_critical(pairs, setting.settings.critical_above) > point.pairs.theta.size
+    return Verdict(setting.tracker.overflows(pairs) | crowded, stop)
 
 
-def _view(setting: Setting, model: LocalModel, point: Point, oscillation: Oscillation) -> View:
-    pairs = point.pairs
-    series = common_series(setting, model, point.post, point.gain, pairs)
+def _view(setting: Setting, moment: Moment) -> View:
+    loss, point, pairs, _ = moment
+    oscillation = _among(pairs, moment.oscillation)
+    series = common_series(setting, loss, point.grad, point.post, point.gain, pairs)
     del series["hvps"]  # they are counted over all substeps
-    series |= _predictions(model, point, oscillation) | {
+    series |= _predictions(loss, point.grad, pairs, oscillation) | {
         "critical_directions": oscillation.critical,
-        "trust_cubic": _cubic(point, oscillation),
+        "trust_cubic": _cubic(pairs, oscillation),
         "stabilised_by_state": oscillation.by_state,
     }
     X = oscillation.solution.X
@@ -209,25 +228,35 @@ def _view(setting: Setting, model: LocalModel, point: Point, oscillation: Oscill
     return View(point.w, point.post, series, None, swing)
 
 
-def _predictions(model: LocalModel, point: Point, oscillation: Oscillation) -> dict[str, Array]:
+def _among(pairs: Eigenpairs, oscillation: Oscillation) -> Oscillation:
+    """The oscillation of the leading directions as one of all that are tracked."""
+    more = pairs.theta.size - len(oscillation.pull)
+    return eqx.tree_at(
+        lambda o: (o.solution.X, o.pull),
+        oscillation,
+        (jnp.pad(oscillation.solution.X, (0, more)), jnp.pad(oscillation.pull, (0, more))),
+    )
+
+
+def _predictions(
+    loss: Float[Array, ""], grad: Vector, pairs: Eigenpairs, oscillation: Oscillation
+) -> dict[str, Array]:
     """Time averages of the oscillating optimizer, to second order in the oscillation.
 
     E[L] = L + <H, Sigma>/2 and E|g|^2 = |g|^2 + tr(H Sigma H), with H U = P U diag(theta).
     """
-    X, theta = oscillation.solution.X, point.pairs.theta
-    HU = point.pairs.Y * theta
+    X, theta = oscillation.solution.X, pairs.theta
+    HU = pairs.Y * theta
     return {
-        "predicted_loss": model.loss + jnp.sum(jnp.diagonal(X) * theta) / 2,
-        "predicted_grad_norm_sq": jnp.vdot(model.grad, model.grad)
-        + jnp.vdot(HU.T @ HU, X.astype(HU.dtype)),
+        "predicted_loss": loss + jnp.sum(jnp.diagonal(X) * theta) / 2,
+        "predicted_grad_norm_sq": jnp.vdot(grad, grad) + jnp.vdot(HU.T @ HU, X.astype(HU.dtype)),
         "sigma_eigenvalues": jnp.maximum(jnp.linalg.eigvalsh(X)[::-1], 0),
     }
 
 
-def _cubic(point: Point, oscillation: Oscillation) -> Float[Array, " m"]:
+def _cubic(pairs: Eigenpairs, oscillation: Oscillation) -> Float[Array, " m"]:
     """`trust_cubic` of `trust.diagnose`, for which third derivatives are at hand here."""
-    pairs = point.pairs
-    variance = jnp.maximum(jnp.diagonal(oscillation.solution.X), 0).astype(point.w.dtype)
+    variance = jnp.maximum(jnp.diagonal(oscillation.solution.X), 0).astype(pairs.theta.dtype)
     size = jnp.where(pairs.theta != 0, jnp.abs(pairs.theta), 1)
     cubic = jnp.sqrt(variance * jnp.maximum(oscillation.pull, 0)) / size
     return jnp.where(pairs.mask, cubic, jnp.nan)

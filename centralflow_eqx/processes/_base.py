@@ -166,8 +166,8 @@ class AbstractObserver(eqx.Module):
     source: eqx.AbstractClassVar[str]
 
     @abc.abstractmethod
-    def place(self, view: View) -> Vector:
-        """The weights that it shows of a step."""
+    def place(self, view: View) -> Float[Array, "*rows d"]:
+        """The weights that it shows of a step, or of rows of them."""
 
 
 def capacity(process: AbstractProcess, state: Any) -> int:

@@ -3,25 +3,25 @@
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ..engine.curvature import Eigenpairs, EigenTracker, LocalModel
+from ..engine.curvature import Eigenpairs, EigenTracker
 from ..engine.response import State, Vector
 from ._base import Setting
 
 
 class Sight(eqx.Module):
-    """Where a spectrum is looked at.
+    """Where a spectrum is looked at, or rows of such places.
 
     `raw` asks for the `wanted` leading eigenvalues of the Hessian itself instead of those of the
     effective Hessian; `oscillating` says that the point alternates between two places.
     """
 
-    w: Vector
+    w: Float[Array, "*rows d"]
     post: State
-    wanted: Int[Array, ""]
-    raw: Bool[Array, ""]
-    oscillating: Bool[Array, ""]
+    wanted: Int[Array, "*rows"]
+    raw: Bool[Array, "*rows"]
+    oscillating: Bool[Array, "*rows"]
 
 
 def look(
@@ -45,7 +45,7 @@ def look(
         explore=True,
         oscillating=sight.oscillating,
     )
-    series = common_series(setting, model, sight.post, gain, found)
+    series = common_series(setting, model.loss, model.grad, sight.post, gain, found)
     series["gradients"] = jnp.ones((), jnp.int32)
     return found, series, tracker.overflows(found)
 
@@ -61,7 +61,8 @@ def _either(raw: Bool[Array, ""], gain: lx.AbstractLinearOperator) -> lx.Abstrac
 
 def common_series(
     setting: Setting,
-    model: LocalModel,
+    loss: Float[Array, ""],
+    grad: Vector,
     post: State,
     gain: lx.AbstractLinearOperator,
     pairs: Eigenpairs,
@@ -73,8 +74,8 @@ def common_series(
 
     kind = setting.response.structure.gain
     series = {
-        "train_loss": model.loss,
-        "grad_norm_sq": jnp.vdot(model.grad, model.grad),
+        "train_loss": loss,
+        "grad_norm_sq": jnp.vdot(grad, grad),
         "eigenvalues": visible(pairs.theta),
         "eigen_residuals": visible(pairs.residuals),
         "hvps": pairs.products,

@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from ..engine.response import Vector
+from jaxtyping import Array, Float
+
 from ._base import AbstractObserver, View
 from ._registry import PROCESSES
 
@@ -17,6 +18,6 @@ class Midpoint(AbstractObserver):
 
     source: ClassVar[str] = "discrete"
 
-    def place(self, view: View) -> Vector:
+    def place(self, view: View) -> Float[Array, "*rows d"]:
         assert view.middle is not None
         return view.middle

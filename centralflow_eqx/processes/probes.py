@@ -136,7 +136,8 @@ class Preconditioners(AbstractProbe):
     values, those values at `indices` (`nu_at`), and efficacies g^T P^{-1} g: `efficacy` of the
     optimizer's P, `efficacy_stationary`, `efficacy_stability` of the least stable diagonal P, and
     `efficacy_scalar` of P = S/2 with the Hessian's largest eigenvalue S (arXiv 2410.24206). NaN
-    where the stationary state was not found, or the least stable P needs more than `_COLUMNS`.
+    where the stationary state was not found, the least stable P needs more than `_COLUMNS`, or S is
+    not known because raw spectra are not recorded.
     """
 
     indices: Int[Array, " c"]
@@ -174,7 +175,8 @@ class Preconditioners(AbstractProbe):
             exact_above=setting.settings.critical_above,
         )
         point, gain = found.point, response.gain(seen.post, w)
-        scalar = 2 * jnp.vdot(model.grad, model.grad) / seen.series["raw_eigenvalues"][0]
+        sharpness = seen.series.get("raw_eigenvalues", jnp.full(1, jnp.nan, w.dtype))[0]
+        scalar = 2 * jnp.vdot(model.grad, model.grad) / sharpness
         series = {
             "cosine": self._cosine(setting, seen, found),
             "efficacy": jnp.vdot(model.grad, gain.mv(model.grad)),

@@ -11,7 +11,7 @@ from ..engine.curvature import Eigenpairs
 from ..engine.oscillation import Oscillation, count_critical, curvature_penalty
 from ..engine.response import State, Vector, relax
 from ..engine.stationary import StationaryState, solve_stationary, stationary_refusal
-from ._averaged import Substep, show, take_substeps
+from ._averaged import Moment, take_substeps
 from ._base import AbstractProcess, Setting, Verdict, View, flow_refusal
 from ._registry import PROCESSES
 
@@ -55,8 +55,9 @@ class Stationary(AbstractProcess):
         return state.pairs
 
     def _substep(
-        self, state: StationaryFlowState, first: Array, view: View | None
-    ) -> tuple[StationaryFlowState, Substep]:
+        self, state: StationaryFlowState, first: Array
+    ) -> tuple[StationaryFlowState, Moment]:
+        del first  # a solve explores in each of its iterations
         setting, w = self.setting, state.w
         model = setting.local_model(w)
         found = solve_stationary(
@@ -70,10 +71,10 @@ class Stationary(AbstractProcess):
             exact_above=setting.settings.critical_above,
         )
         oscillation, point = _oscillation(setting, found), found.point
-        seen = show(setting, model, point, oscillation, first, view)
         step = setting.response.step_from(point.post, model.grad + oscillation.penalty, w)
         w = w + step * setting.settings.dt
-        return StationaryFlowState(w, point.post, point.pairs), seen
+        moment = Moment(model.loss, point, point.pairs, oscillation)
+        return StationaryFlowState(w, point.post, point.pairs), moment
 
 
 def _oscillation(setting: Setting, found: StationaryState) -> Oscillation:

@@ -33,6 +33,8 @@ QUANTITIES = {
     "raw_eigenvalues": Quantity("loss/weight^2", "eigenvalues of the Hessian"),
     "effective_step": Quantity("weight^2/loss", "effective step size"),
     "eigen_residuals": Quantity("1", "relative residuals of the tracked eigenpairs"),
+    "raw_eigen_residuals": Quantity("1", "relative residuals of the Hessian's own eigenpairs"),
+    "converged": Quantity("1", "1 where all tracked eigenpairs reached their tolerance"),
     "distance_moved": Quantity("weight", "distance of the weights from where the process began"),
     "hvps": Quantity(
         "1", "Hessian-vector products in the step, without those of the first spectra"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from ..engine.settings import Settings
 from ..errors import InputError, Location, OptionError, Problem, did_you_mean, show
 from ..options import Options, options_of
 from ..registry import Registry
@@ -16,8 +17,6 @@ from .schema import COMPONENTS, Eigen, Flow, Spec, problem_at, spec_model
 from .sweep import expand, repetitions
 from .user_class import class_options
 from .wording import problem
-
-_TOLERANCE = {"float64": 1e-6, "float32": 1e-4}
 
 
 class Plan(NamedTuple):
@@ -181,7 +180,7 @@ def _number(document: Node, path: KeyPath, section: Any) -> tuple[float | None, 
 
 def _resolve(spec: Spec, document: Node) -> Spec:
     """`spec` with defaults that depend on other keys, and absolute paths."""
-    tol = spec.eigen.tol or _TOLERANCE[spec.precision]
+    tol = spec.eigen.tol or Settings.tol
     folder = os.path.abspath(os.path.expanduser(spec.output.dir))
     resolved = spec.model_copy(
         update={

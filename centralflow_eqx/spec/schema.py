@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..data import DATASETS
+from ..engine.settings import Settings
 from ..errors import InputError, Problem
 from ..losses import LOSSES
 from ..models import MODELS
@@ -30,6 +31,7 @@ COMPONENTS: dict[str, Registry] = {
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 
+_DEFAULT = Settings()
 _ONLY = "(other values are not supported by this version)"
 NAME_LENGTH = 128
 NAME_PATTERN = r"^\w[\w.=,+-]*$"
@@ -58,28 +60,28 @@ class Init(Section):
 class Eigen(Section):
     """Which eigenvalues of the effective Hessian (critical value 2) are tracked."""
 
-    track_above: Positive = 1.5
+    track_above: Positive = _DEFAULT.track_above
     """Track every eigenvalue above this."""
-    initial: Annotated[int, Ge(1)] = 1
+    initial: Annotated[int, Ge(1)] = _DEFAULT.initial
     """Number of eigenvalues tracked from the start."""
     tol: Positive | None = None
-    """Relative residual of critical eigenpairs; null: 1e-6 in float64, 1e-4 in float32. Of others
-    only eigenvalues are used: its square root."""
+    """Relative residual of critical eigenpairs; null: 1e-4, which changes a flow by 2e-6 of its
+    path. Of others only eigenvalues are used: 1e-3."""
 
 
 class Flow(Section):
     """How the flows are integrated."""
 
-    substeps: Annotated[int, Ge(1)] = 4
+    substeps: Annotated[int, Ge(1)] = _DEFAULT.substeps
     """Substeps per optimizer step."""
-    critical_above: Annotated[float, Gt(0), Le(2)] = 1.95
+    critical_above: Annotated[float, Gt(0), Le(2)] = _DEFAULT.critical_above
     """Eigenvalues above this may oscillate."""
-    state_rate: Literal["exponential", "backward"] = "exponential"
+    state_rate: Literal["exponential", "backward"] = _DEFAULT.state_rate
     """How fast the optimizer's state follows."""
-    restoration: Positive | None = None
+    restoration: Positive | None = _DEFAULT.restoration
     """Rate, per step, at which a central flow that starts unstable is made stable; null: 0.5 with
     exponential, within a substep with backward."""
-    max_sharpness: Positive = 100.0
+    max_sharpness: Positive = _DEFAULT.max_sharpness
     """The stable flow stops when the effective sharpness passes this."""
     smoothing: Annotated[float, Ge(0)] = 15.0
     """Standard deviation, in recorded rows, of the Gaussian that smooths the discrete series."""
@@ -105,6 +107,8 @@ class Record(Section):
     """Steps between rows."""
     weights_every: Count = 0
     """Steps between stored weights; 0: never."""
+    raw_spectra: bool = True
+    """The Hessian's own eigenvalues, too; with a preconditioner they cost products of their own."""
     coordinates: Count | tuple[Count, ...] = 0
     """Weights whose squared gradient and statistics are followed and predicted: indices into the
     flat weights, or a number of weights spread evenly."""
@@ -127,7 +131,7 @@ class Memory(Section):
 
     microbatch: Count = 0
     """Examples at a time; 0: all at once."""
-    hvp_chunk: Count = 0
+    hvp_chunk: Count = _DEFAULT.hvp_chunk
     """Hessian-vector products at a time; 0: what suits the device, one by one on CPUs."""
     remat: bool = False
     """Recompute activations in the backward pass."""

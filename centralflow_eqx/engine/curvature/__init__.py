@@ -1,6 +1,6 @@
 """Curvature along directions: Hessian products, tracked eigenpairs, third derivatives."""
 
-from .eigen import Eigenpairs, EigenTracker, unsolved, widen
+from .eigen import Eigenpairs, EigenTracker, leading, unsolved, widen
 from .products import (
     LocalModel,
     Loss,
@@ -18,6 +18,7 @@ __all__ = [
     "Loss",
     "apply_columns",
     "fourth_derivatives",
+    "leading",
     "local_model",
     "third_derivative",
     "third_derivatives",

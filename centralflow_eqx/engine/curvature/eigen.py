@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
-from .products import LocalModel, apply_columns
+from .products import LocalModel, apply_rows
 
 
 class Eigenpairs(eqx.Module):
@@ -48,7 +49,21 @@ class Eigenpairs(eqx.Module):
         return jnp.arange(self.theta.size) < self.active
 
 
-def unsolved(d: int, capacity: int, dtype: jnp.dtype, key: PRNGKeyArray) -> Eigenpairs:
+def leading(pairs: Eigenpairs, n: int) -> Eigenpairs:
+    """The first `n` columns alone."""
+    cut = lambda x: x[..., :n]  # noqa: E731
+    return eqx.tree_at(
+        lambda p: (p.Y, p.U, p.theta, p.residuals, p.previous, p.fresh, p.active),
+        pairs,
+        (
+            *map(cut, (pairs.Y, pairs.U, pairs.theta, pairs.residuals, pairs.previous)),
+            cut(pairs.fresh),
+            jnp.minimum(pairs.active, n),
+        ),
+    )
+
+
+def unsolved(d: int, capacity: int, dtype: DTypeLike, key: PRNGKeyArray) -> Eigenpairs:
     """Eigenpairs to start a first solve from; never more columns than dimensions."""
     m = min(capacity, d)
     zeros = jnp.zeros((d, m), dtype)
@@ -87,27 +102,29 @@ def widen(pairs: Eigenpairs, capacity: int) -> Eigenpairs:
 
 
 class _Basis(NamedTuple):
-    """K-orthonormal vectors V, their images K V and H K V, and T = V^T K H K V, `size` of them.
+    """K-orthonormal rows V, their images K V and H K V, and T = V K H K V^T, `size` of them.
 
-    Columns beyond `size` are zero.
+    Rows beyond `size` are zero. Vectors are rows here, which are contiguous in memory.
     """
 
-    V: Float[Array, "d n"]
-    KV: Float[Array, "d n"]
-    HKV: Float[Array, "d n"]
+    V: Float[Array, "n d"]
+    KV: Float[Array, "n d"]
+    HKV: Float[Array, "n d"]
     T: Float[Array, "n n"]
     size: Int[Array, ""]
 
 
 class _Search(NamedTuple):
-    """A basis, its leading Ritz pairs, and the first `count` columns it is to be expanded by."""
+    """A basis, its leading Ritz pairs (columns of C), and the rows it is to be expanded by.
+
+    The rows of `expansion` are of unit length or zero; at most `count` of them are not.
+    """
 
     basis: _Basis
     C: Float[Array, "n m"]
-    Y: Float[Array, "d m"]
     theta: Float[Array, " m"]
     residuals: Float[Array, " m"]
-    expansion: Float[Array, "d m"]
+    expansion: Float[Array, "e d"]
     count: Int[Array, ""]
     iteration: Int[Array, ""]
     products: Int[Array, ""]
@@ -120,7 +137,7 @@ class EigenTracker(eqx.Module):
       is the least number of tracked directions.
     - `tol`: bound on |H u - theta P u|_K / theta for the directions that a solve is told to make
       `exact`. The other tracked directions are only watched; their eigenvalues, accurate to the
-      square of the residual, need `sqrt(tol)`.
+      square of the residual, need `sqrt(tol)` or 1e-3, whichever is less, but no less than `tol`.
     - `max_iterations`: expansions of the basis in a solve.
     - `exploration`: size of the random perturbation of the last guard on request, so that an
       eigenvector orthogonal to all the others cannot stay unseen.
@@ -156,12 +173,13 @@ class EigenTracker(eqx.Module):
         start = self._start(gain, pairs, worked, draw, random, oscillating)
         found = self._search(model, gain, start, worked, explore, exact_above)
         basis, theta = found.basis, found.theta
+        Y = (found.C.T @ basis.V).T
         return Eigenpairs(
-            Y=found.Y,
-            U=basis.KV @ found.C,
+            Y=Y,
+            U=(found.C.T @ basis.KV).T,
             theta=theta,
             residuals=found.residuals,
-            previous=jnp.where(pairs.fresh, found.Y, pairs.Y),
+            previous=jnp.where(pairs.fresh, Y, pairs.Y),
             fresh=jnp.arange(theta.size) >= basis.size,
             active=jnp.clip(self._active(theta), 1, jnp.maximum(basis.size, 1)),
             converged=self._converged(theta, found.residuals, exact_above),
@@ -192,7 +210,9 @@ class EigenTracker(eqx.Module):
         exact_above: float | Float[Array, ""],
     ) -> Bool[Array, " m"]:
         """Active columns whose residual is larger than it may be."""
-        allowed = jnp.where(theta > exact_above, self.tol, self.tol**0.5)
+        tol = jnp.asarray(self.tol)
+        watched = jnp.maximum(tol, jnp.minimum(jnp.sqrt(tol), _WATCHED))
+        allowed = jnp.where(theta > exact_above, tol, watched)
         return (jnp.arange(theta.size) < self._active(theta)) & ~(residuals <= allowed)
 
     def _converged(
@@ -224,7 +244,7 @@ class EigenTracker(eqx.Module):
         start = jnp.where(oscillating, pairs.previous, forecast)
 
         def perturbed(start: Float[Array, "d m"]) -> Float[Array, "d m"]:
-            noise = _random_columns(gain, start, key)
+            noise = _random_rows(gain, start.T, key).T
             last = jnp.arange(m) == worked - 1
             start = start + jnp.where(last, self.exploration, 0) * noise
             return jnp.where(pairs.fresh, noise, start)
@@ -241,112 +261,144 @@ class EigenTracker(eqx.Module):
         exact_above: float | Float[Array, ""],
     ) -> _Search:
         d, m = start.shape
-        room = min(d, 2 * m + _SEARCH_COLUMNS)
-        columns = jnp.arange(m)
-
-        def body(now: _Search) -> _Search:
-            # A full basis is cut back to its Ritz vectors, which carry on what it had found.
-            full = now.basis.size + now.count > room
-            basis = jax.lax.cond(full & (room < d), _compress, lambda b, *_: b, *now[:4])
-            basis, accepted = _expand(gain, model, basis, now.expansion, now.count)
-            C, theta = _rayleigh_ritz(basis, m)
-            Y, HKY = basis.V @ C, basis.HKV @ C
-            defect, residuals = _residuals(gain, Y, HKY, theta)
-            needed = self._unfinished(theta, residuals, exact_above)
-            if room == d:
-                needed |= (columns < worked) & (residuals > _EXACT * jnp.finfo(Y.dtype).eps)
-            needed |= explore & (now.iteration == 0) & (columns == worked - 1)
-            # Nothing is left to expand by where the basis has stopped growing or is not finite.
-            needed &= (accepted > 0) & (columns < basis.size) & jnp.isfinite(residuals)
-            order = jnp.argsort(~needed, stable=True)
-            return _Search(
-                basis,
-                C,
-                Y,
-                theta,
-                residuals,
-                defect[:, order],
-                jnp.sum(needed).astype(jnp.int32),
-                now.iteration + 1,
-                now.products + accepted,
-            )
+        room = d if d <= 2 * m + _SEARCH_ROWS else max(2 * m, m + _SEARCH_ROWS)
+        queue = _queue(gain, start, worked)
+        columns, width = jnp.arange(m), queue.shape[1]
 
         def unfinished(now: _Search) -> Bool[Array, ""]:
             return (now.count > 0) & (now.iteration <= self.max_iterations)
 
-        return jax.lax.while_loop(unfinished, body, _unsearched(start, worked, room))
+        def expand(now: _Search) -> _Search:
+            basis, accepted = _expand(gain, model, now.basis, now.expansion)
+            C, theta = _rayleigh_ritz(basis, m)
+            defect, size, residuals = _residuals(gain, basis, C, theta)
+            needed = self._unfinished(theta, residuals, exact_above)
+            if room == d:
+                needed |= (columns < worked) & (residuals > _EXACT * jnp.finfo(theta.dtype).eps)
+            last_of_queue = (now.iteration + 1) * width >= worked
+            needed |= explore & (now.iteration * width < worked) & (columns == worked - 1)
+            # Nothing is left to expand by where the basis has stopped growing or is not finite.
+            needed &= (accepted > 0) & (columns < basis.size) & (size > 0) & jnp.isfinite(size)
+            first = jnp.argsort(jnp.where(needed, -residuals, jnp.inf))[:width]
+            scale = jnp.where(needed, 1 / jnp.where(needed, size, 1), 0)[first]
+            count = jnp.minimum(jnp.sum(needed), width).astype(jnp.int32)
+            iteration = now.iteration + 1
+            queued = queue[jnp.minimum(iteration, len(queue) - 1)]
+            return _Search(
+                basis,
+                C,
+                theta,
+                residuals,
+                jnp.where(last_of_queue, scale[:, None] * defect[first], queued),
+                jnp.where(last_of_queue, count, width),
+                iteration,
+                now.products + accepted,
+            )
+
+        def fill(now: _Search) -> _Search:
+            """Expand until all is found, or until the basis is full."""
+            # A full basis is cut back to its Ritz vectors, which carry on what it had found.
+            full = (now.basis.size + now.count > room) & (room < d)
+            basis = jax.lax.cond(full, _compress, lambda basis, *_: basis, *now[:3])
+            before = now.iteration
+
+            def fits(now: _Search) -> Bool[Array, ""]:
+                crowded = (now.basis.size + now.count > room) & (room < d)
+                return unfinished(now) & (~crowded | (now.iteration == before))
+
+            return jax.lax.while_loop(fits, expand, now._replace(basis=basis))
+
+        return jax.lax.while_loop(unfinished, fill, _unsearched(queue[0], m, room))
 
 
-_SEARCH_COLUMNS = 8
-"""Columns of a basis beside twice those that are looked for."""
+_SEARCH_ROWS = 8
+"""Rows of a basis beside those that are looked for, at least."""
+_FEWEST_AT_ONCE = 4
+"""Rows by which a basis is expanded at once, at least: half of those looked for if these are more.
+After the first few expansions only one or two columns are left that need it."""
+_WATCHED = 1e-3
+"""Residual that gives an eigenvalue to 1e-6, its square."""
 _EXACT = 100
 """Residuals of small problems, of which a basis holds all dimensions, in units of rounding."""
 _DEPENDENT = 1e3
 """Length, in units of rounding, that a unit vector must keep when it is made orthogonal."""
 
 
-def _unsearched(start: Float[Array, "d m"], worked: Int[Array, ""], room: int) -> _Search:
-    """An empty basis, to be expanded by `worked` columns of `start`."""
-    (d, m), dtype = start.shape, start.dtype
-    n = room + m  # an expansion is written as a whole, however many of its columns are kept
-    empty = jnp.zeros((d, n), dtype)
+def _queue(
+    gain: lx.AbstractLinearOperator, start: Float[Array, "d m"], worked: Int[Array, ""]
+) -> Float[Array, "q e d"]:
+    """The first `worked` columns of `start` as unit rows, as many at a time as expand a basis."""
+    d, m = start.shape
+    width = min(m, max(_FEWEST_AT_ONCE, m // 2))
+    rows = _unit_rows(gain, jnp.where(jnp.arange(m)[:, None] < worked, start.T, 0))
+    return jnp.pad(rows, ((0, -m % width), (0, 0))).reshape(-1, width, d)
+
+
+def _unsearched(expansion: Float[Array, "e d"], m: int, room: int) -> _Search:
+    """An empty basis, about to be expanded."""
+    (width, d), dtype = expansion.shape, expansion.dtype
+    n = room + width  # an expansion is written as a whole, however many of its rows are kept
+    empty = jnp.zeros((n, d), dtype)
     none = jnp.zeros((), jnp.int32)
     basis = _Basis(empty, empty, empty, jnp.zeros((n, n), dtype), none)
     zero, far = jnp.zeros(m, dtype), jnp.full(m, jnp.inf, dtype)
-    C, Y = jnp.zeros((n, m), dtype), jnp.zeros((d, m), dtype)
-    return _Search(basis, C, Y, zero, far, start, worked, none, none)
+    count = jnp.asarray(width, jnp.int32)
+    return _Search(basis, jnp.zeros((n, m), dtype), zero, far, expansion, count, none, none)
 
 
 def _expand(
     gain: lx.AbstractLinearOperator,
     model: LocalModel,
     basis: _Basis,
-    expansion: Float[Array, "d m"],
-    count: Int[Array, ""],
+    expansion: Float[Array, "e d"],
 ) -> tuple[_Basis, Int[Array, ""]]:
-    """The basis with the first `count` columns of `expansion`, and how many were independent."""
-    wanted = jnp.where(jnp.arange(expansion.shape[1]) < count, expansion, 0)
-    V, KV, kept = _independent(gain, basis, wanted)
+    """The basis with the rows of `expansion` too, and how many of them were independent."""
+    V, KV, kept = _independent(gain, basis, expansion)
     HKV = _products(model, KV, kept)
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=basis.size)
-    border = put(basis.KV.T @ HKV, _symmetric(KV.T @ HKV), axis=0)
-    T = put(put(basis.T, border, axis=1), border.T, axis=0)
-    grown = _Basis(
-        put(basis.V, V, axis=1),
-        put(basis.KV, KV, axis=1),
-        put(basis.HKV, HKV, axis=1),
-        T,
-        basis.size + kept,
-    )
-    return grown, kept
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=basis.size, axis=0)
+    images = put(basis.KV, KV)
+    border = HKV @ images.T
+    T = jax.lax.dynamic_update_slice_in_dim(put(basis.T, border), border.T, basis.size, axis=1)
+    return _Basis(put(basis.V, V), images, put(basis.HKV, HKV), T, basis.size + kept), kept
 
 
 def _products(
-    model: LocalModel, V: Float[Array, "d m"], count: Int[Array, ""]
-) -> Float[Array, "d m"]:
-    """H V of the first `count` columns, zero for the others, so many at a time as suits."""
-    d, m = V.shape
-    chunk = min(m, model.chunk or (1 if jax.default_backend() == "cpu" else m))
-    padded = jnp.concatenate([V, jnp.zeros((d, -m % chunk), V.dtype)], 1)
+    model: LocalModel, V: Float[Array, "e d"], count: Int[Array, ""]
+) -> Float[Array, "e d"]:
+    """H times the first `count` rows of V, zero for the others, so many at a time as suits."""
+    width, d = V.shape
+    chunk = min(width, model.chunk or (1 if jax.default_backend() == "cpu" else width))
+    padded = jnp.concatenate([V, jnp.zeros((-width % chunk, d), V.dtype)])
 
-    def multiply(i: Array, out: Float[Array, "d n"]) -> Float[Array, "d n"]:
-        columns = jax.lax.dynamic_slice_in_dim(padded, i * chunk, chunk, 1)
-        product = jax.vmap(model.product, in_axes=1, out_axes=1)(columns)
-        return jax.lax.dynamic_update_slice_in_dim(out, product, i * chunk, 1)
+    def multiply(i: Array, out: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        rows = jax.lax.dynamic_slice_in_dim(padded, i * chunk, chunk)
+        product = jax.vmap(model.product)(rows)
+        return jax.lax.dynamic_update_slice_in_dim(out, product, i * chunk, 0)
 
     number = (count + chunk - 1) // chunk
-    return jax.lax.fori_loop(0, number, multiply, jnp.zeros_like(padded))[:, :m]
+    return jax.lax.fori_loop(0, number, multiply, jnp.zeros_like(padded))[:width]
+
+
+class _New(NamedTuple):
+    """Rows that are made independent; `left` is how much of a kept row was left at least."""
+
+    V: Float[Array, "e d"]
+    KV: Float[Array, "e d"]
+    kept: Int[Array, ""]
+    left: Float[Array, ""]
+    passes: Int[Array, ""]
 
 
 def _independent(
-    gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Array, "d m"]
-) -> tuple[Float[Array, "d m"], Float[Array, "d m"], Int[Array, ""]]:
-    """What is new in the columns of V: K-orthonormal, their images under K, and their number.
+    gain: lx.AbstractLinearOperator, basis: _Basis, V: Float[Array, "e d"]
+) -> tuple[Float[Array, "e d"], Float[Array, "e d"], Int[Array, ""]]:
+    """What is new in the rows of V: K-orthonormal, their images under K, and their number.
 
-    Columns that the basis or other columns contain are left out; zero columns fill their place.
+    Rows are of unit length or zero. Those that the basis or other rows contain are left out; zero
+    rows fill their place.
     """
     zero = jnp.zeros((), jnp.int32)
-    start = _New(_unit_columns(gain, V), jnp.zeros_like(V), zero, jnp.zeros((), V.dtype), zero)
+    start = _New(V, jnp.zeros_like(V), zero, jnp.zeros((), V.dtype), zero)
     # What was nearly dependent is orthogonal only to as many digits as were left of it; twice is
     # enough.
     new = jax.lax.while_loop(
@@ -357,47 +409,37 @@ def _independent(
     return new.V, new.KV, new.kept
 
 
-class _New(NamedTuple):
-    V: Float[Array, "d m"]
-    KV: Float[Array, "d m"]
-    kept: Int[Array, ""]
-    left: Float[Array, ""]
-    passes: Int[Array, ""]
-
-
 def _orthonormalise(gain: lx.AbstractLinearOperator, basis: _Basis, new: _New) -> _New:
-    """One pass; `left` is how much was left at least of a unit vector that is kept."""
+    """One pass."""
     V, eps = new.V, jnp.finfo(new.V.dtype).eps
-    V = V - basis.V @ (basis.KV.T @ V)
-    KV = apply_columns(gain, V)
-    gram = _symmetric(V.T @ KV)
+    V = V - (V @ basis.KV.T) @ basis.V
+    KV = apply_rows(gain, V)
+    gram = _symmetric(V @ KV.T)
     size = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
     inside = size <= _DEPENDENT * eps
     unit = jnp.where(inside, 0, 1 / jnp.where(inside, 1, size))
     overlap, rotation = jnp.linalg.eigh(unit[:, None] * gram * unit)
     keep = overlap > eps**0.5  # what is nearly parallel to others comes back later
     scaled = unit[:, None] * rotation * jnp.where(keep, jnp.where(keep, overlap, 1) ** -0.5, 0)
-    scaled = scaled[:, ::-1]  # those that are kept come first
+    scaled = scaled[:, ::-1].T  # those that are kept come first
     left = jnp.minimum(
         jnp.min(jnp.where(inside, 1, size)), jnp.min(jnp.where(keep, overlap, 1)) ** 0.5
     )
     kept = jnp.sum(keep).astype(jnp.int32)
-    return _New(V @ scaled, KV @ scaled, kept, left, new.passes + 1)
+    return _New(scaled @ V, scaled @ KV, kept, left, new.passes + 1)
 
 
-def _compress(
-    basis: _Basis, C: Float[Array, "n m"], Y: Float[Array, "d m"], theta: Float[Array, " m"]
-) -> _Basis:
+def _compress(basis: _Basis, C: Float[Array, "n m"], theta: Float[Array, " m"]) -> _Basis:
     """The basis of the Ritz vectors alone."""
-    (d, n), m = basis.V.shape, theta.size
+    n, m = C.shape
     size = jnp.minimum(basis.size, m)
     kept = jnp.arange(m) < size
 
-    def wide(columns: Float[Array, "d m"]) -> Float[Array, "d n"]:
-        return jnp.concatenate([columns, jnp.zeros((d, n - m), columns.dtype)], 1)
+    def combined(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        return jnp.zeros_like(rows).at[:m].set(C.T @ rows)
 
     T = jnp.zeros((n, n), theta.dtype).at[:m, :m].set(jnp.diag(jnp.where(kept, theta, 0)))
-    return _Basis(wide(Y), wide(basis.KV @ C), wide(basis.HKV @ C), T, size)
+    return _Basis(combined(basis.V), combined(basis.KV), combined(basis.HKV), T, size)
 
 
 def _rayleigh_ritz(basis: _Basis, m: int) -> tuple[Float[Array, "n m"], Float[Array, " m"]]:
@@ -411,28 +453,33 @@ def _rayleigh_ritz(basis: _Basis, m: int) -> tuple[Float[Array, "n m"], Float[Ar
     return rotation[:, : -m - 1 : -1] * found, jnp.where(found, theta[: -m - 1 : -1], 0)
 
 
-def _random_columns(
-    gain: lx.AbstractLinearOperator, like: Float[Array, "d m"], key: PRNGKeyArray
-) -> Float[Array, "d m"]:
-    """Random columns of unit length in the range of K: where K vanishes, nothing moves."""
-    return _unit_columns(gain, apply_columns(gain, jr.uniform(key, like.shape, like.dtype, -1, 1)))
+def _random_rows(
+    gain: lx.AbstractLinearOperator, like: Float[Array, "m d"], key: PRNGKeyArray
+) -> Float[Array, "m d"]:
+    """Random rows of unit length in the range of K: where K vanishes, nothing moves."""
+    return _unit_rows(gain, apply_rows(gain, jr.uniform(key, like.shape, like.dtype, -1, 1)))
 
 
-def _unit_columns(gain: lx.AbstractLinearOperator, V: Float[Array, "d m"]) -> Float[Array, "d m"]:
-    norm = jnp.sqrt(jnp.maximum(jnp.sum(V * apply_columns(gain, V), 0), 0))
-    return V / jnp.where(norm > 0, norm, 1)
+def _unit_rows(gain: lx.AbstractLinearOperator, V: Float[Array, "m d"]) -> Float[Array, "m d"]:
+    norm = _lengths(gain, V)
+    return V / jnp.where(norm > 0, norm, 1)[:, None]
+
+
+def _lengths(gain: lx.AbstractLinearOperator, V: Float[Array, "m d"]) -> Float[Array, " m"]:
+    return jnp.sqrt(jnp.maximum(jnp.sum(V * apply_rows(gain, V), 1), 0))
 
 
 def _residuals(
     gain: lx.AbstractLinearOperator,
-    Y: Float[Array, "d m"],
-    HKY: Float[Array, "d m"],
+    basis: _Basis,
+    C: Float[Array, "n m"],
     theta: Float[Array, " m"],
-) -> tuple[Float[Array, "d m"], Float[Array, " m"]]:
-    defect = HKY - Y * theta
-    norm = jnp.sqrt(jnp.maximum(jnp.sum(defect * apply_columns(gain, defect), 0), 0))
+) -> tuple[Float[Array, "m d"], Float[Array, " m"], Float[Array, " m"]]:
+    """What Ritz vectors lack to be eigenvectors, its length, and the relative residual."""
+    defect = C.T @ basis.HKV - (theta * C).T @ basis.V
+    size = _lengths(gain, defect)
     # Relative to theta, but for eigenvalues so far below the critical 2 that they do not matter.
-    return defect, norm / jnp.maximum(jnp.abs(theta), 1e-3)
+    return defect, size, size / jnp.maximum(jnp.abs(theta), 1e-3)
 
 
 def _symmetric(A: Float[Array, "n n"]) -> Float[Array, "n n"]:

@@ -39,9 +39,14 @@ def apply_columns(
     operator: lx.AbstractLinearOperator, V: Float[Array, "d m"]
 ) -> Float[Array, "d m"]:
     """The operator applied to every column."""
+    return apply_rows(operator, V.T).T
+
+
+def apply_rows(operator: lx.AbstractLinearOperator, V: Float[Array, "m d"]) -> Float[Array, "m d"]:
+    """The operator applied to every row."""
     if isinstance(operator, lx.DiagonalLinearOperator):
-        return lx.diagonal(operator)[:, None] * V
-    return jax.vmap(operator.mv, in_axes=1, out_axes=1)(V)
+        return lx.diagonal(operator) * V
+    return jax.vmap(operator.mv)(V)
 
 
 def third_derivative(
