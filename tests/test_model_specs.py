@@ -18,17 +18,14 @@ pytestmark = pytest.mark.optimized
 SPECS = Path(__file__).parents[1] / "specs"
 SMALL = sorted(path.stem for path in (SPECS / "models").glob("*.yaml"))
 FULL = sorted(path.stem for path in (SPECS / "full_size").glob("*.yaml"))
-QUICK = "cnn"
 
 
 def test_every_model_has_its_specs():
     assert SMALL == FULL == sorted(set(MODELS.names()) - {"mlp"})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SMALL],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_the_flow_of_every_model_follows_its_optimizer(name, tmp_path):
     arguments = ["--set", f"output.dir={tmp_path}"]
     assert main(["run", str(SPECS / "models" / f"{name}.yaml"), *arguments]) == 0

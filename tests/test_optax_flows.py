@@ -41,7 +41,12 @@ class Valley(eqx.Module):
         return sharpness * w[0] ** 2 / 2 + jnp.sum((w[1:] - 2.0) ** 2) / 10
 
 
-@pytest.mark.parametrize("name", PAIRS)
+QUICK = "adam", "rmsprop", "nesterov"  # of each kind of state one
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PAIRS]
+)
 def test_same_hyperparameters_same_flow(name):
     ours, theirs = PAIRS[name]
     start = jnp.array([0.1, 0.5, -0.3, 0.2, 1.0, 0.4])

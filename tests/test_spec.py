@@ -129,6 +129,7 @@ def test_defaults_are_those_of_the_contract(load):
         "record": {
             "every": 1,
             "weights_every": 0,
+            "raw_spectra": True,
             "coordinates": 0,
             "examples": [],
             "preconditioners_every": 0,

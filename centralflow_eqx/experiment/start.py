@@ -35,8 +35,9 @@ from .state import Evaluate, Experiment, RunState
 
 Notify = Callable[[str], None]
 
-_ROOM = 8
-"""Eigenpairs that there is room for at first: growth compiles anew, room costs little."""
+_ROOM, _SPARE = 8, 2
+"""Eigenpairs that there is room for at first, and beyond those that are tracked: growth compiles
+anew, room costs little."""
 _MOST_ROWS, _ROW_BYTES = 64, 256 * 2**20
 """Rows of an advance, and bytes that their views may take."""
 
@@ -111,7 +112,7 @@ def start(
     members = _members(setting, processes)
     for why in filter(None, (probe.refusal(setting) for probe in probes)):
         raise UnsupportedRule(why)
-    room = min(w.size, max(_ROOM, 1 << (int(settings.initial) - 1).bit_length()))
+    room = min(w.size, max(_ROOM, 1 << (settings.initial + _SPARE - 1).bit_length()))
     experiment = Experiment(
         setting,
         members,
@@ -168,16 +169,16 @@ def _prepare(
     notify(f"compiling {', '.join(names)} and the eigensolver")
     with ThreadPoolExecutor() as pool:
         first = pool.submit(_survey, experiment, s, pairs)
-        # What moves is compiled for eigenpairs that are not known yet.
-        ready = {
-            name: pool.submit(_ready, experiment, name, s, pairs, keys[name])
-            for name in sorted(names, key=_slowest_first)
-        }
+
+        def ready(name: str) -> Any:
+            # Processes that track eigenpairs are compiled for as many as the survey found.
+            process = experiment.members[name]
+            shapes = eqx.filter_eval_shape(process.init, w, s, pairs, keys[name])
+            known = pairs if process.tracked(shapes) is None else first.result()
+            return _ready(experiment, name, s, known, keys[name])
+
+        states = dict(zip(names, pool.map(ready, names), strict=True))
         pairs = first.result()
-        states = {name: ready[name].result() for name in names}
-    states = {
-        name: _with_pairs(experiment.members[name], state, pairs) for name, state in states.items()
-    }
     return RunState(
         jnp.zeros((), jnp.int32),
         states,
@@ -190,10 +191,6 @@ def _prepare(
             if probe.suits(name)
         },
     )
-
-
-def _slowest_first(name: str) -> bool:
-    return name == "discrete"
 
 
 def _survey(experiment: Experiment, s: State, pairs: Eigenpairs) -> Eigenpairs:
@@ -212,7 +209,7 @@ def _survey(experiment: Experiment, s: State, pairs: Eigenpairs) -> Eigenpairs:
         if int(crowded) == programs.NOTHING:
             break
         pairs = widen(found, 2 * room)
-    while room < w.size and active + max(2, active // 2) > room:
+    while room < w.size and active + _SPARE > room:
         room *= 2
         found = widen(found, room)
     return found
@@ -242,13 +239,6 @@ def _first_state(
     process: AbstractProcess, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray
 ) -> Any:
     return process.init(w, s, pairs, key)
-
-
-def _with_pairs(process: AbstractProcess, state: Any, pairs: Eigenpairs) -> Any:
-    """The state with eigenpairs that are known by now."""
-    if process.tracked(state) is None:
-        return state
-    return eqx.tree_at(process.tracked, state, pairs)
 
 
 def _first_spectra(
