@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from centralflow_eqx.engine.curvature import local_model, third_derivatives
+from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.experiment.advance import advance
 from centralflow_eqx.experiment.state import RunState
 
@@ -90,6 +91,7 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     return [
         *found,
         off_the_shelf(problem, f"{TEXTBOOK}, critical pairs only", tight, critical_only=True),
+        package(problem, "central", "central, residual 1e-4 (the default)", Settings.tol),
         package(problem, "central", "central, residual 5 %", loose),
         off_the_shelf(problem, f"{TEXTBOOK}, residual 5 %", RESIDUAL, critical_only=False),
         off_the_shelf(

@@ -6,11 +6,11 @@ import tempfile
 
 import jax
 import pytest
-from _typechecks import PACKAGES
+from _typechecks import modules
 from jaxtyping import install_import_hook
 
 # Shapes and types in signatures hold whenever anything is computed.
-install_import_hook(PACKAGES, "_typechecks.checked")
+install_import_hook(modules(), "_typechecks.checked")
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -42,7 +42,7 @@ def test_conic_solver_agrees_with_the_package():
     rng = np.random.default_rng(0)
     factor, conic = rng.normal(size=(6, 10)), ConicSolver(3)
     for _ in range(3):
-        alpha = 1e-3 * smat(rng.normal(size=6), 3)
+        alpha = 1e-3 * smat(jnp.asarray(rng.normal(size=6)), 3)
         beta = factor @ factor.T
         expected = svec(solve_complementarity(alpha, jnp.asarray(beta)).X)
         assert np.linalg.norm(expected) > 0

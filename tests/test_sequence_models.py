@@ -162,7 +162,10 @@ def test_mamba_block_is_that_of_the_paper():
     block = arrays(block)
     normed = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     u, gate = np.split(normed @ block.inward.T, 2, axis=1)
-    u = np.asarray(causal_convolution(jnp.asarray(u), block.kernel)) + block.kernel_bias
+    u = (
+        np.asarray(causal_convolution(jnp.asarray(u), jnp.asarray(block.kernel)))
+        + block.kernel_bias
+    )
     u = u * sigmoid(u)
     rate, B, C = np.split(u @ block.selection.T, [1, 4], axis=1)
     rate = np.log1p(np.exp(rate @ block.step.weight.T + block.step.bias))

@@ -25,7 +25,7 @@ from centralflow_eqx.optimizers import GD, AdaGrad, Adam, RMSProp, ScalarRMSProp
 
 LR = 0.1
 RANKS = (1, 2, 3, 4, 5)
-PER_RANK = 11
+PER_RANK = 5
 DIMENSIONS = {1: 9, 2: 9, 3: 16, 4: 16, 5: 40}  # every one of them is compiled for
 
 

@@ -45,7 +45,8 @@ def test_a_spoilt_cache_ends_no_run(spec, cache, monkeypatch):
     if cache == "no folder":
         folder.write_text("a file")
     monkeypatch.setenv("CENTRALFLOW_CACHE", str(folder))
-    run = ["run", "spec.yaml", "--set", "processes=[discrete]", "--set", "record={}"]
+    little = ["optimizer={type: gd, lr: 0.1}", "processes=[discrete]", "record={}"]
+    run = ["run", "spec.yaml", *(word for key in little for word in ("--set", key))]
     jax.config.update("jax_compilation_cache_dir", None)
     forget_programs()
     try:

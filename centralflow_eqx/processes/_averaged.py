@@ -43,11 +43,13 @@ class Work(NamedTuple):
 class Moment(NamedTuple):
     """What is known of a flow where a substep begins.
 
-    `pairs` are all that are tracked, of which `point` may have the leading ones alone.
+    `pairs` are all that are tracked; the oscillation may be one of the leading ones alone.
     """
 
+    w: Vector
+    post: State
     loss: Float[Array, ""]
-    point: Point
+    grad: Vector
     pairs: Eigenpairs
     oscillation: Oscillation
 
@@ -108,7 +110,8 @@ def take_substeps(
     def see(moment: Moment) -> _Seen:
         return _Seen(_view(setting, moment), _work(moment), _judge(setting, moment))
 
-    once = jax.jit(substep, inline=True)  # traced once, but called twice
+    # Traced once, but called twice.
+    once = jax.jit(lambda state, first: substep(state, first), inline=True)
     shapes = jax.eval_shape(see, jax.eval_shape(once, state, jnp.asarray(True))[1])
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -167,7 +170,7 @@ def _substep(
     penalty = oscillation.penalty if penalised else jnp.zeros_like(w)
     gradients = (model.grad, model.grad + penalty)
     w_new, s_new = rate.substep(response, state.s, w, gradients, oscillation.excess, settings.dt)
-    moment = Moment(model.loss, point, pairs, oscillation)
+    moment = Moment(w, post, model.loss, model.grad, pairs, oscillation)
     return AveragedState(w_new, s_new, pairs, oscillation.slack), moment
 
 
@@ -201,31 +204,33 @@ def _work(moment: Moment) -> Work:
 
 
 def _judge(setting: Setting, moment: Moment) -> Verdict:
-    point, pairs, result = moment.point, moment.pairs, moment.oscillation.solution.result
+    pairs, result = moment.pairs, moment.oscillation.solution.result
     stop = STOP.where(
         result == RESULTS.solved,
         STOP.running,
         STOP.where(result == RESULTS.no_solution, STOP.no_solution, STOP.unsolved),
     )
-    finite = jnp.isfinite(moment.loss) & jnp.all(jnp.isfinite(point.w))
+    finite = jnp.isfinite(moment.loss) & jnp.all(jnp.isfinite(moment.w))
     stop = STOP.where(finite, stop, STOP.not_finite)
-    crowded = count_critical(pairs, setting.settings.critical_above) > point.pairs.theta.size
+    room = len(moment.oscillation.pull)
+    crowded = count_critical(pairs, setting.settings.critical_above) > room
     return Verdict(setting.tracker.overflows(pairs) | crowded, stop)
 
 
 def _view(setting: Setting, moment: Moment) -> View:
-    loss, point, pairs, _ = moment
+    w, post, loss, grad, pairs, _ = moment
     oscillation = _among(pairs, moment.oscillation)
-    series = common_series(setting, loss, point.grad, point.post, point.gain, pairs)
+    gain = setting.response.gain(post, w)
+    series = common_series(setting, loss, grad, gain, pairs)
     del series["hvps"]  # they are counted over all substeps
-    series |= _predictions(loss, point.grad, pairs, oscillation) | {
+    series |= _predictions(loss, grad, pairs, oscillation) | {
         "critical_directions": oscillation.critical,
         "trust_cubic": _cubic(pairs, oscillation),
         "stabilised_by_state": oscillation.by_state,
     }
     X = oscillation.solution.X
-    swing = Swing(pairs.Y, pairs.theta, X, point.grad, oscillation.critical)
-    return View(point.w, point.post, series, None, swing)
+    swing = Swing(pairs.Y, pairs.theta, X, grad, oscillation.critical)
+    return View(w, post, series, None, swing)
 
 
 def _among(pairs: Eigenpairs, oscillation: Oscillation) -> Oscillation:

@@ -45,7 +45,7 @@ def look(
         explore=True,
         oscillating=sight.oscillating,
     )
-    series = common_series(setting, model.loss, model.grad, sight.post, gain, found)
+    series = common_series(setting, model.loss, model.grad, gain, found)
     series["gradients"] = jnp.ones((), jnp.int32)
     return found, series, tracker.overflows(found)
 
@@ -63,7 +63,6 @@ def common_series(
     setting: Setting,
     loss: Float[Array, ""],
     grad: Vector,
-    post: State,
     gain: lx.AbstractLinearOperator,
     pairs: Eigenpairs,
 ) -> dict[str, Array]:

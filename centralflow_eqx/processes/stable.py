@@ -79,7 +79,7 @@ class Stable(AbstractProcess):
         )
         bad = finite(model.loss, w)
         stop = STOP.where(bad == STOP.running, stop, bad)
-        series = common_series(setting, model.loss, model.grad, post, gain, pairs)
+        series = common_series(setting, model.loss, model.grad, gain, pairs)
         series["gradients"] = gradients + 1
         verdict = Verdict(setting.tracker.overflows(pairs), stop)
         return StableState(*new, pairs), View(w, post, series), verdict

@@ -72,8 +72,8 @@ class Stationary(AbstractProcess):
         )
         oscillation, point = _oscillation(setting, found), found.point
         step = setting.response.step_from(point.post, model.grad + oscillation.penalty, w)
+        moment = Moment(w, point.post, model.loss, model.grad, point.pairs, oscillation)
         w = w + step * setting.settings.dt
-        moment = Moment(model.loss, point, point.pairs, oscillation)
         return StationaryFlowState(w, point.post, point.pairs), moment
 
 
