@@ -3,7 +3,7 @@
 `run SPEC` and `explain specs/digits_adam.yaml`, each in a process of its own, first with an empty
 cache of compiled programs, then with the one that this left. Tracing, lowering and compiling are
 JAX's own events, added up over threads that do them side by side: their sum can exceed the time
-that passes. Prints a Markdown table.
+that passes. Importing ends when a command says that it loads the data. Prints a Markdown table.
 """
 
 import argparse
@@ -12,12 +12,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from .tables import table
-
 ROOT = Path(__file__).parents[1]
-HEADER = ("command", "cache", "import", "trace", "lower", "compile", "steps", "total")
+HEADER = ("command", "cache", "import", "trace", "lower", "compile", "steps", "report", "total")
 EVENTS = {
     "trace": "/jax/core/compile/jaxpr_trace_duration",
     "lower": "/jax/core/compile/jaxpr_to_mlir_module_duration",
@@ -28,14 +27,11 @@ MARK = "measured "
 
 def child(arguments: list[str]) -> None:
     """Run a command of the package in this process and print what it took."""
-    import time
-
-    begin = time.monotonic()
     import jax
 
     from centralflow_eqx.cli import main
 
-    spent = {"import": time.monotonic() - begin} | dict.fromkeys(EVENTS, 0.0)
+    spent = dict.fromkeys(EVENTS, 0.0)
 
     def listen(event: str, duration: float, **_: object) -> None:
         for name, known in EVENTS.items():
@@ -43,7 +39,6 @@ def child(arguments: list[str]) -> None:
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     code = main(arguments)
-    spent["total"] = time.monotonic() - begin
     print(MARK + json.dumps(spent))
     sys.exit(code)
 
@@ -52,11 +47,22 @@ def measure(arguments: list[str], cache: str, folder: str) -> dict[str, float]:
     """What a command took, in seconds by name."""
     command = [sys.executable, "-m", "benchmarks.startup", "--child", *arguments]
     environment = os.environ | {"CENTRALFLOW_CACHE": cache}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith(MARK))
+    begin, said = time.monotonic(), {}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+    ) as done:
+        assert done.stdout is not None and done.stderr is not None
+        for line in done.stderr:
+            said.setdefault(line.split()[0], time.monotonic() - begin)
+        printed = done.stdout.read().splitlines()
+    if done.returncode:
+        sys.exit(f"{' '.join(arguments)} failed, exit code {done.returncode}")
+    (line,) = (line for line in printed if line.startswith(MARK))
     spent = json.loads(line.removeprefix(MARK))
+    spent |= {"import": said["loading"], "total": time.monotonic() - begin}
+    if "writing" in said:
+        spent["report"] = spent["total"] - said["writing"]
     metrics = next(iter(Path(folder).glob("*/metrics.jsonl")), None)
     if metrics is not None:
         walls = [json.loads(line)["wall_seconds"] for line in metrics.read_text().splitlines()]
@@ -84,6 +90,8 @@ def _cell(spent: dict[str, float], column: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("spec", nargs="?", default="specs/digits_gd.yaml", metavar="SPEC")
+    from .tables import table  # not for the commands that are measured: it imports much
+
     print(table(HEADER, rows(parser.parse_args().spec)))
 
 

@@ -181,10 +181,13 @@ def _explain(args: argparse.Namespace) -> int:
     _keep_programs(args)
     plan = _load(args)
     from .experiment.explain import explain
+    from .experiment.progress import Progress
 
     if plan.folder is not None:
         print(f"{plan.specs[0].name}, the first of {len(plan.specs)} members:\n")
-    print(explain(plan.specs[0]))
+    with Progress() as progress:
+        explained = explain(plan.specs[0], progress.working)
+    print(explained)
     return ExitCode.DONE
 
 

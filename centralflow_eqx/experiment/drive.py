@@ -1,7 +1,7 @@
 """The host's part of a simulation: how far to advance, room for spectra, rows."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import equinox as eqx
 import jax
@@ -12,9 +12,7 @@ from ..errors import NumericalStop
 from ..processes import STOP, capacity, widen_state
 from ..record.row import Halt, Row, Weights
 from .advance import NOTHING, advance, thoroughly
-from .state import Experiment, Flags, Records, RunState, Track
-
-Notify = Callable[[str], None]
+from .state import Experiment, Flags, Notify, Records, RunState, Track
 
 _CHUNK_SECONDS = 0.4
 """What an advance is sized to take, so that progress moves at least once a second."""

@@ -15,6 +15,7 @@ from ..engine.response import Response, State, Vector
 from ..spec import Spec
 from .build import build_task
 from .start import after_update, respond
+from .state import Notify
 
 PROPORTIONAL = 1e-6
 """Relative spread below which a ratio of operators counts as one number."""
@@ -58,16 +59,19 @@ class Operators(NamedTuple):
     sharpness: float
 
 
-def explain(spec: Spec) -> str:
+def explain(spec: Spec, notify: Notify = lambda _: None) -> str:
     """What was derived for the spec's optimizer at the start of its run, as text of a few lines.
 
-    Raises `InputError` for impossible input.
+    `notify` is told what takes long. Raises `InputError` for impossible input.
     """
+    notify("loading data and model")
     task = build_task(spec)
+    notify("deriving the optimizer's response")
     keys = jr.split(jr.key(spec.seed), 3)
     optimizer, start = spec.optimizer.build(), task.initial_weights
     response, w, s = respond(task, optimizer, task.unravel, start, spec.warm_start, keys[0])
     post = after_update(task, response.rule, s, w)[1]
+    notify("measuring what it does to an oscillation")
     parts = state_parts(response, post, w, keys[1])
     lines = [
         f"{spec.optimizer.type} on {w.size} weights, {w.dtype}, "

@@ -14,8 +14,8 @@ from ..processes.probes import AbstractProbe, Coordinates, Outputs, Precondition
 from ..record.row import Row
 from ..spec import Spec
 from ..task import Examples, Minibatch, Task
-from .drive import Notify
 from .simulate import simulate
+from .state import Notify
 
 
 def build_settings(spec: Spec) -> Settings:

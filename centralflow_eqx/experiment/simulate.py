@@ -12,9 +12,9 @@ from ..optimizers import AbstractOptimizer
 from ..processes import Minibatch
 from ..processes.probes import AbstractProbe
 from ..record.row import Row
-from .drive import Notify, drive
+from .drive import drive
 from .start import identity, start
-from .state import Evaluate
+from .state import Evaluate, Notify
 
 
 def simulate(

@@ -31,9 +31,7 @@ from ..processes import (
 )
 from ..processes.probes import AbstractProbe
 from . import advance as programs
-from .state import Evaluate, Experiment, RunState
-
-Notify = Callable[[str], None]
+from .state import Evaluate, Experiment, Notify, RunState
 
 _ROOM, _SPARE = 8, 2
 """Eigenpairs that there is room for at first, and beyond those that are tracked: growth compiles

@@ -12,6 +12,8 @@ from ..processes import PROCESSES, STOP, AbstractObserver, AbstractProcess, Sett
 from ..processes.probes import AbstractProbe
 
 Evaluate = Callable[[Vector], dict[str, Array]]
+Notify = Callable[[str], None]
+"""Told, in words, what takes long."""
 Rows = Any
 """A pytree of arrays with a leading axis of rows."""
 
