@@ -96,9 +96,8 @@ def test_every_script_is_tested_and_named():
     assert all(f"(examples/{name}.py)" in page for name in FIGURES)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "loss" else pytest.param(n, marks=pytest.mark.slow) for n in FIGURES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
 def test_scripts_leave_their_figures(name, figures, monkeypatch):
     monkeypatch.setattr("sys.argv", [f"{name}.py", str(figures)])
     runpy.run_path(str(EXAMPLES / f"{name}.py"))

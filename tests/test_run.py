@@ -84,6 +84,7 @@ def test_the_same_spec_gives_the_same_bytes_and_loses_no_earlier_run(run):
     assert (run_dir.with_name("small.1") / "data.h5").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_single_precision_agrees_with_double(run):
     wanted = ("steps=6", "processes=[discrete,stable,central]", "optimizer={type: gd, lr: 0.5}")
     double = contents(run(*wanted)[1])[0]
