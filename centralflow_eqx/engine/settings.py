@@ -19,9 +19,10 @@ class Settings(eqx.Module):
     - `max_sharpness`: effective eigenvalue at which a stable flow gives up.
     - `track_above`: effective eigenvalues above it are tracked, with one guard below it;
       `initial` is the least number of tracked directions.
-    - `tol`: bound on |H u - theta P u|_K / theta of critical eigenpairs: 1e-4 changes a trajectory
-      by 2e-6 of its length at most, a thousandth of what a substep does. Other tracked eigenpairs
-      need the square root or 1e-3 only, which is 1e-6 of their eigenvalues.
+    - `tol`: bound on |H u - theta P u|_K / theta of critical eigenpairs: 1e-4 changed the
+      reference problems' trajectories by up to 2e-6 of their length, a thousandth of what a substep
+      does. Other tracked eigenpairs need the square root or 1e-3 only, which is 1e-6 of their
+      eigenvalues.
     - `hvp_chunk`: Hessian-vector products taken at once; 0 is what suits the device.
     """
 

@@ -65,8 +65,8 @@ class Eigen(Section):
     initial: Annotated[int, Ge(1)] = _DEFAULT.initial
     """Number of eigenvalues tracked from the start."""
     tol: Positive | None = None
-    """Relative residual of critical eigenpairs; null: 1e-4, which changes a flow by 2e-6 of its
-    path. Of others only eigenvalues are used: 1e-3."""
+    """Relative residual of critical eigenpairs; null: 1e-4, which changed flows by up to 2e-6 of
+    their path. Of others only eigenvalues are used: 1e-3."""
 
 
 class Flow(Section):
