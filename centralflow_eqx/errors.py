@@ -1,13 +1,19 @@
 """Exit codes, and the errors that are the user's to fix."""
 
+import contextlib
 import difflib
 import enum
 import json
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+_LIBRARIES = str(Path(__file__).parent), *map(sysconfig.get_path, ("purelib", "stdlib"))
 
 
 class ExitCode(enum.IntEnum):
@@ -96,6 +102,34 @@ def exit_code(action: Callable[[], int]) -> int:
         traceback.print_exc()
         print("This is a bug in centralflow_eqx: please report it with the above.", file=sys.stderr)
         return ExitCode.BUG
+
+
+@contextlib.contextmanager
+def running(what: str, option: str = "type") -> Iterator[None]:
+    """Turns whatever the user's own code raises within into an `OptionError` for `option`.
+
+    `what` is running, in words. The message ends with the line of the user's that was reached.
+    """
+    try:
+        yield
+    except OptionError:
+        raise
+    except Exception as error:
+        place = _line_of_the_users(error.__traceback__)
+        message = f"{what} raises {one_line(error)}{place and f' ({place})'}"
+        raise OptionError(option, message) from None
+
+
+def _line_of_the_users(reached: TracebackType | None) -> str:
+    """The innermost line outside Python's library, installed packages and this one, or nothing."""
+    lines = [f for f in traceback.extract_tb(reached) if not f.filename.startswith(_LIBRARIES)]
+    return f"{lines[-1].filename}:{lines[-1].lineno}" if lines else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and message on one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def did_you_mean(word: Any, allowed: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ from pydantic_core import (
 )
 from typing_extensions import Doc
 
+from .errors import one_line
 from .registry import Registry, SpecType
 
 # Models have a field `type`, which hides the name in their annotations.
@@ -164,12 +165,6 @@ def _arguments(model: BaseModel, names: Iterable[str]) -> dict[str, Any]:
             value = note.convert(value) if isinstance(note, SpecType) else value
         arguments[name] = value
     return arguments
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and message on one line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def option(hint: Any, default: Any = ...) -> tuple[Any, Any] | None:

@@ -93,11 +93,11 @@ def test_recomputed_activations(whole, memory):
 
 def test_ignored_examples_are_examples_that_are_not_there(whole):
     ignored = perceptron(Memory(3), ignored=True)
-    kept = np.flatnonzero(ignored.train_labels >= 0)
+    kept = np.flatnonzero(ignored.train_answers >= 0)
     fewer = eqx.tree_at(
-        lambda task: (task.train_inputs, task.train_labels),
+        lambda task: (task.train_inputs, task.train_answers),
         perceptron(Memory()),
-        (ignored.train_inputs[kept], ignored.train_labels[kept]),
+        (ignored.train_inputs[kept], ignored.train_answers[kept]),
     )
     assert len(kept) == N - 2
     expected = measured(fewer)

@@ -104,8 +104,17 @@ def test_defaults_are_those_of_the_contract(load):
         "seed": 0,
         "precision": "float32",
         "data": {"type": "moons", "n": 20, "noise": 0.1},
-        "model": {"type": "mlp", "widths": [3], "activation": "gelu", "output_scale": 1.0},
+        "model": {
+            "type": "mlp",
+            "widths": [3],
+            "activation": "gelu",
+            "output_scale": 1.0,
+            "bias": True,
+            "init": "default",
+            "init_scale": 1.0,
+        },
         "loss": {"type": "mse"},
+        "task": None,
         "init": None,
         "optimizer": {"type": "gd", "lr": 0.4, "weight_decay": 0.0},
         "processes": ["discrete"],
@@ -290,5 +299,5 @@ def test_json_schema_covers_every_component_and_resolves():
         assert name in json.dumps(properties["processes"])
     references = {part.split('"')[0] for part in json.dumps(schema).split('"#/$defs/')[1:]}
     assert references <= set(definitions)
-    required = {"name", "data", "model", "loss", "optimizer", "processes", "steps"}
-    assert set(schema["required"]) == required
+    assert set(schema["required"]) == {"name", "optimizer", "processes", "steps"}
+    assert schema["anyOf"] == [{"required": ["data", "model", "loss"]}, {"required": ["task"]}]

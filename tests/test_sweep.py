@@ -146,7 +146,7 @@ def test_members_with_the_same_seed_start_from_the_same_point(spec):
     for a, b in ((a0, b0), (a1, b1)):
         np.testing.assert_array_equal(a.initial_weights, b.initial_weights)
         np.testing.assert_array_equal(a.train_inputs, b.train_inputs)
-        np.testing.assert_array_equal(a.train_labels, b.train_labels)
+        np.testing.assert_array_equal(a.train_answers, b.train_answers)
     assert np.any(a0.initial_weights != a1.initial_weights)
     assert np.any(a0.train_inputs != a1.train_inputs)
 

@@ -1,7 +1,9 @@
 """Data sets, each a dataclass of options with a `load`."""
 
 from ._base import AbstractData, Dataset
+from ._checks import checked_dataset, load_dataset
 from ._registry import DATASETS
+from .chebyshev import Chebyshev
 from .cifar10 import Cifar10
 from .circles import Circles
 from .classification import Classification
@@ -15,6 +17,7 @@ from .sst2 import Sst2
 __all__ = [
     "DATASETS",
     "AbstractData",
+    "Chebyshev",
     "Cifar10",
     "Circles",
     "Classification",
@@ -25,5 +28,7 @@ __all__ = [
     "Npz",
     "Sorting",
     "Sst2",
+    "checked_dataset",
+    "load_dataset",
     "read_arrays",
 ]

@@ -1,12 +1,12 @@
 """The user's own arrays."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Lt
 from jaxtyping import Bool, Float, Int, Shaped
 from typing_extensions import Doc
 
@@ -18,6 +18,7 @@ from ._registry import DATASETS
 
 _MOST_BYTES = 2**30
 _MOST_GROWTH = 20
+_TARGETS = {"labels": "targets", "test_labels": "test_targets"}
 
 
 def read_arrays(path: Path, keys: Mapping[str, str]) -> dict[str, Shaped[np.ndarray, "..."]]:
@@ -79,9 +80,10 @@ def finite(option: str, array: np.ndarray) -> Float[np.ndarray, "..."]:
 @DATASETS.register("npz")
 @dataclass(frozen=True)
 class Npz(AbstractData):
-    """Your own arrays from an npz file, used as they are; labels are any two or more integers.
+    """Your own arrays from an npz file, used as they are: labels, or real targets for regression.
 
-    Labels per position are tokens where the inputs are, and -1 at positions to ignore.
+    Labels are any two or more integers; those per position are tokens where the inputs are, and
+    -1 at positions to ignore.
     """
 
     path: Annotated[InputFile, Doc("An npz file, relative to the spec file.")]
@@ -90,68 +92,164 @@ class Npz(AbstractData):
         Doc("Name of the array of inputs: [n, features], images [n, channels, height, width], ..."),
     ] = "inputs"
     labels: Annotated[
-        str, Doc("Name of the array of integer labels: [n], or [n, length] with -1: ignored.")
-    ] = "labels"
+        str | None,
+        Doc(
+            "Name of the array of integer labels: [n], or [n, length] with -1: ignored; null: "
+            "labels, unless there are targets."
+        ),
+    ] = None
     test_inputs: Annotated[str | None, Doc("Name of the inputs of a test split.")] = None
     test_labels: Annotated[str | None, Doc("Name of the labels of a test split.")] = None
     vocabulary: Annotated[
         Annotated[int, Ge(2)] | None,
         Doc("Inputs are tokens [n, length], integers from 0 to vocabulary - 1."),
     ] = None
+    targets: Annotated[
+        str | None,
+        Doc("Name of the array of real targets, [n] or [n, outputs], for regression."),
+    ] = None
+    test_targets: Annotated[str | None, Doc("Name of the targets of a test split.")] = None
+    test_fraction: Annotated[
+        float, Ge(0), Lt(1), Doc("Share of the examples that is drawn, by the seed, to test on.")
+    ] = 0.0
 
     def load(self, seed: int) -> Dataset:
-        names = {"inputs": self.inputs, "labels": self.labels}
-        tests = {"test_inputs": self.test_inputs, "test_labels": self.test_labels}
+        names = self._names()
+        dataset = self._whole(read_arrays(self.path, names), names)
+        if self.test_fraction:
+            dataset = _held_out(dataset, self.test_fraction, seed)
+        return dataset
+
+    def _names(self) -> dict[str, str]:
+        """Names of the arrays by option; raises `OptionError` for options that do not fit."""
+        if self.targets is not None and self.labels is not None:
+            raise OptionError("targets", "give either labels or targets, not both")
+        kind = "labels" if self.targets is None else "targets"
+        answers = {kind: self.targets or self.labels or "labels"}
+        other = "test_targets" if kind == "labels" else "test_labels"
+        if getattr(self, other) is not None:
+            raise OptionError(other, f"the data have {kind}, test them with test_{kind}")
+        tests = {"test_inputs": self.test_inputs, f"test_{kind}": getattr(self, f"test_{kind}")}
         given = {option: name for option, name in tests.items() if name is not None}
         if len(given) == 1:
             missing = next(option for option in tests if option not in given)
-            raise OptionError(missing, "missing, a test split needs both its inputs and its labels")
-        arrays = read_arrays(self.path, names | given)
-        inputs, labels = self._pair(arrays, "inputs", "labels")
+            raise OptionError(
+                missing, f"missing, a test split needs both its inputs and its {kind}"
+            )
+        if given and self.test_fraction:
+            message = "give either test_inputs or test_fraction, not both"
+            raise OptionError("test_fraction", message)
+        return {"inputs": self.inputs} | answers | given
+
+    def _whole(self, arrays: Mapping[str, np.ndarray], names: Collection[str]) -> Dataset:
+        """What the file holds, with the test split that it has."""
+        regression = "targets" in names
+        pair = self._with_targets if regression else self._with_labels
+        inputs, answers = pair(arrays, "inputs", "targets" if regression else "labels")
+        test_inputs = test_answers = None
+        if "test_inputs" in names:
+            answer = "test_targets" if regression else "test_labels"
+            test_inputs, test_answers = pair(arrays, "test_inputs", answer)
+            _same_shape("test_inputs", "inputs", test_inputs, inputs)
+        if regression:
+            if test_answers is not None:
+                _same_shape("test_targets", "targets", test_answers, answers)
+            return Dataset(
+                inputs,
+                test_inputs=test_inputs,
+                vocabulary=self.vocabulary,
+                train_targets=answers,
+                test_targets=test_answers,
+            )
+        labels, test_labels, classes = self._places(answers, test_answers)
+        return Dataset(inputs, labels, test_inputs, test_labels, classes, self.vocabulary)
+
+    def _places(
+        self, labels: Int[np.ndarray, "n ..."], test_labels: Int[np.ndarray, "m ..."] | None
+    ) -> tuple[Int[np.ndarray, "n ..."], Int[np.ndarray, "m ..."] | None, int]:
+        """Labels from 0 to classes - 1, and the number of classes."""
         if self.vocabulary is not None and labels.ndim == 2:
             values = np.arange(self.vocabulary)
         else:
             values = np.unique(labels[_counted("labels", labels)])
         if len(values) < 2:
             raise OptionError("labels", "must take two or more different values, all are equal")
-        train_labels = _places("labels", labels, values, "tokens, or -1 to ignore a position")
-        classes = len(values)
-        if not given:
-            return Dataset(inputs, train_labels, None, None, classes, self.vocabulary)
-        test_inputs, test_labels = self._pair(arrays, "test_inputs", "test_labels")
-        if test_inputs.shape[1:] != inputs.shape[1:]:
-            shape = ", ".join(map(str, ("examples", *inputs.shape[1:])))
-            message = f"must have shape [{shape}] as inputs has, got {list(test_inputs.shape)}"
-            raise OptionError("test_inputs", message)
+        places = _places("labels", labels, values, "tokens, or -1 to ignore a position")
+        if test_labels is None:
+            return places, None, len(values)
         if test_labels.ndim != labels.ndim:
             kind = "position" if labels.ndim == 2 else "input"
             raise OptionError("test_labels", f"must be one label per {kind}, as labels are")
-        test_labels = _places("test_labels", test_labels, values, "values that labels takes")
-        return Dataset(inputs, train_labels, test_inputs, test_labels, classes, self.vocabulary)
+        test_places = _places("test_labels", test_labels, values, "values that labels takes")
+        return places, test_places, len(values)
 
-    def _pair(
+    def _with_labels(
         self, arrays: Mapping[str, np.ndarray], inputs_option: str, labels_option: str
     ) -> tuple[Shaped[np.ndarray, "n ..."], Int[np.ndarray, "n ..."]]:
         """Inputs and labels of shapes and types that fit each other."""
-        inputs, labels = arrays[inputs_option], arrays[labels_option]
-        if self.vocabulary is None:
-            wanted, fits = "features] or [examples, channels, height, width", inputs.ndim >= 2
-        else:
-            wanted, fits = "length", inputs.ndim == 2
-        if not fits or 0 in inputs.shape:
-            message = f"must have shape [examples, {wanted}], got {list(inputs.shape)}"
-            raise OptionError(inputs_option, message)
+        inputs, labels = self._checked_inputs(arrays, inputs_option), arrays[labels_option]
         if labels.dtype.kind not in "iub":
-            raise OptionError(labels_option, f"must be integers, got an array of {labels.dtype}")
+            message = f"must be integers, got an array of {labels.dtype}"
+            if labels.dtype.kind == "f":
+                message += f"; name an array of real numbers as {_TARGETS[labels_option]}"
+            raise OptionError(labels_option, message)
         shapes = {"[{}], one label per input": inputs.shape[:1]}
         if self.vocabulary is not None or inputs.ndim == 3:
             shapes["[{}, {}], one label per position"] = inputs.shape[:2]
         if labels.shape not in shapes.values():
             words = ", or ".join(text.format(*shape) for text, shape in shapes.items())
             raise OptionError(labels_option, f"must have shape {words}, got {list(labels.shape)}")
+        return inputs, labels
+
+    def _with_targets(
+        self, arrays: Mapping[str, np.ndarray], inputs_option: str, targets_option: str
+    ) -> tuple[Shaped[np.ndarray, "n ..."], Float[np.ndarray, "n o"]]:
+        """Inputs and targets of shapes that fit each other."""
+        inputs = self._checked_inputs(arrays, inputs_option)
+        targets = finite(targets_option, arrays[targets_option])
+        if targets.ndim not in (1, 2) or len(targets) != len(inputs) or 0 in targets.shape:
+            n, shape = len(inputs), list(targets.shape)
+            message = f"must have shape [{n}] or [{n}, outputs], one for each input, got {shape}"
+            raise OptionError(targets_option, message)
+        return inputs, targets.reshape(len(inputs), -1)
+
+    def _checked_inputs(
+        self, arrays: Mapping[str, np.ndarray], option: str
+    ) -> Shaped[np.ndarray, "n ..."]:
+        inputs = arrays[option]
+        if self.vocabulary is None:
+            wanted, fits = "features] or [examples, channels, height, width", inputs.ndim >= 2
+        else:
+            wanted, fits = "length", inputs.ndim == 2
+        if not fits or 0 in inputs.shape:
+            message = f"must have shape [examples, {wanted}], got {list(inputs.shape)}"
+            raise OptionError(option, message)
         if self.vocabulary is not None:
-            return _tokens(inputs_option, inputs, self.vocabulary), labels
-        return finite(inputs_option, inputs), labels
+            return _tokens(option, inputs, self.vocabulary)
+        return finite(option, inputs)
+
+
+def _same_shape(option: str, as_option: str, array: np.ndarray, as_array: np.ndarray) -> None:
+    """Raise `OptionError` unless examples have the same shape."""
+    if array.shape[1:] != as_array.shape[1:]:
+        shape = ", ".join(map(str, ("examples", *as_array.shape[1:])))
+        message = f"must have shape [{shape}] as {as_option} has, got {list(array.shape)}"
+        raise OptionError(option, message)
+
+
+def _held_out(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """`dataset` with a share of its examples, rounded, to test on."""
+    n = len(dataset.train_inputs)
+    number = round(fraction * n)
+    if not 0 < number < n:
+        message = f"leaves {n - number} of {n} examples to train on and {number} to test on"
+        raise OptionError("test_fraction", message)
+    rest, test = np.split(np.random.default_rng(seed).permutation(n), [n - number])
+    arrays = {"inputs": dataset.train_inputs}
+    arrays |= {"targets" if dataset.is_regression else "labels": dataset.train_answers}
+    held = {f"test_{name}": array[np.sort(test)] for name, array in arrays.items()}
+    kept: dict[str, Any] = {f"train_{name}": a[np.sort(rest)] for name, a in arrays.items()}
+    return replace(dataset, **kept | held)
 
 
 def _tokens(option: str, inputs: np.ndarray, vocabulary: int) -> Int[np.ndarray, "n length"]:

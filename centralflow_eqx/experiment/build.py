@@ -1,37 +1,65 @@
 """From a spec to the training problem: data, model, task."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..data import Dataset, read_arrays
+from ..data import Dataset, load_dataset, read_arrays
 from ..data.npz import finite
 from ..errors import InputError, OptionError, Problem
+from ..losses import AbstractLoss
 from ..models import AbstractModel
+from ..precision import engage
 from ..spec import Spec
-from ..task import Memory, Task, build_network, count_weights, wrong_length
+from ..task import (
+    AnyTask,
+    FunctionTask,
+    Memory,
+    Task,
+    build_network,
+    check_function,
+    check_loss,
+    check_network,
+    count_parameters,
+    network_shapes,
+    wrong_length,
+)
 
 
 class Parts(NamedTuple):
-    """What a task is made of, known to fit together; `d` is the number of the model's weights."""
+    """What a network's task is made of, known to fit together; `d` is its number of weights."""
 
     dataset: Dataset
     model: AbstractModel
+    loss: AbstractLoss
     initial: Float[np.ndarray, " d"] | None
     d: int
 
 
-def build_task(spec: Spec) -> Task:
+class Function(NamedTuple):
+    """What a task without a network is made of."""
+
+    loss: Callable[..., Any]
+    d: int
+
+
+def build_task(spec: Spec) -> AnyTask:
     """The spec's training problem, in the spec's precision.
 
     Raises `InputError` at the responsible line if files and options do not fit together.
     """
-    dataset, model, initial, _ = build_parts(spec)
-    network = build_network(model, dataset, spec.seed)
+    parts = build_parts(spec)
+    if isinstance(parts, Function):
+        assert spec.task is not None
+        engage()
+        return FunctionTask(parts.loss, jnp.asarray(spec.task.start, spec.precision))
+    network = build_network(parts.model, parts.dataset, spec.seed)
     memory = Memory(spec.memory.microbatch, spec.memory.remat)
-    return Task(network, spec.loss.build(), dataset, spec.precision, initial, memory)
+    return Task(network, parts.loss, parts.dataset, spec.precision, parts.initial, memory)
 
 
 def check(specs: Sequence[Spec]) -> list[str]:
@@ -46,23 +74,42 @@ def check(specs: Sequence[Spec]) -> list[str]:
         except InputError as error:
             problems += error.problems
             continue
-        spec.loss.build()
         spec.optimizer.build()
+        examples = (
+            "" if isinstance(parts, Function) else f"{len(parts.dataset.train_inputs)} examples, "
+        )
         facts.append(
             f"{spec.steps} steps of {spec.optimizer.type}, {parts.d} weights, "
-            f"{len(parts.dataset.train_labels)} examples, {', '.join(spec.processes)}"
+            f"{examples}{', '.join(spec.processes)}"
         )
     if problems:
         raise InputError(dict.fromkeys(problems))
     return facts
 
 
-def build_parts(spec: Spec) -> Parts:
+def build_parts(spec: Spec) -> Parts | Function:
     """What `build_task` builds on, with all of its checks; nothing is compiled for them."""
+    parts = _function(spec) if spec.task is not None else _network(spec)
+    problems = _misfits(spec, parts)
+    if problems:
+        raise InputError(problems)
+    return parts
+
+
+def _function(spec: Spec) -> Function:
+    assert spec.task is not None
+    loss, start = spec.task.build(), np.asarray(spec.task.start, spec.precision)
+    with _blaming(spec, "task"):
+        check_function(loss, start)
+    return Function(loss, start.size)
+
+
+def _network(spec: Spec) -> Parts:
+    assert spec.data is not None and spec.model is not None and spec.loss is not None
     problems: list[Problem] = []
     dataset = initial = None
     try:
-        dataset = spec.data.build().load(spec.seed)
+        dataset = load_dataset(spec.data.build(), spec.seed)
     except OptionError as error:
         problems.append(spec.problem(f"data.{error.option}", error.message))
     try:
@@ -72,34 +119,45 @@ def build_parts(spec: Spec) -> Parts:
     if dataset is None or problems:
         raise InputError(problems)
 
-    model = spec.model.build()
+    model, loss = spec.model.build(), spec.loss.build()
+    with _blaming(spec, "model"):
+        network = network_shapes(model, dataset, spec.seed)
+        outputs = check_network(network, dataset)
+    with _blaming(spec, "loss"):
+        check_loss(loss, outputs, dataset)
+    return Parts(dataset, model, loss, initial, count_parameters(network))
+
+
+@contextlib.contextmanager
+def _blaming(spec: Spec, section: str) -> Iterator[None]:
+    """Turns an `OptionError` into an `InputError` at the section's line."""
     try:
-        d = count_weights(model, dataset, spec.seed)
+        yield
     except OptionError as error:
-        raise spec.error(f"model.{error.option}", error.message) from None
-    wrong = "" if initial is None else wrong_length(initial, d)
-    if wrong:
-        problems.append(spec.problem("init.key", wrong))
+        raise spec.error(f"{section}.{error.option}", error.message) from None
+
+
+def _misfits(spec: Spec, parts: Parts | Function) -> list[Problem]:
+    """What the spec asks for, to record, or to draw, that the task does not have."""
+    d, record, found = parts.d, spec.record, []
+    if isinstance(parts, Function):
+        n, lacking = 0, "a task has no examples"
+    else:
+        n, lacking = len(parts.dataset.train_inputs), ""
+        wrong = "" if parts.initial is None else wrong_length(parts.initial, d)
+        if wrong:
+            found.append(spec.problem("init.key", wrong))
     if spec.eigen.initial > d:
         message = f"must be <= {d}, the number of weights, got {spec.eigen.initial}"
-        problems.append(spec.problem("eigen.initial", message))
-    problems += _misfits(spec, dataset, d)
-    if problems:
-        raise InputError(problems)
-    return Parts(dataset, model, initial, d)
-
-
-def _misfits(spec: Spec, dataset: Dataset, d: int) -> list[Problem]:
-    """What the spec asks to record, or to draw, that the task does not have."""
-    n, record, found = len(dataset.train_inputs), spec.record, []
+        found.append(spec.problem("eigen.initial", message))
     wanted = record.coordinates
     largest = max(wanted, default=0) if isinstance(wanted, tuple) else wanted - 1
     if largest >= d:
         message = f"the model has {d} weights, there is none with the index {largest}"
         found.append(spec.problem("record.coordinates", message))
-    if max(record.examples, default=0) >= n:
+    if record.examples and max(record.examples) >= n:
         message = f"must be < {n}, the number of training examples, got {max(record.examples)}"
-        found.append(spec.problem("record.examples", message))
+        found.append(spec.problem("record.examples", lacking or message))
     if record.preconditioners_every % record.every:
         message = f"must be a multiple of record.every, {record.every}"
         found.append(spec.problem("record.preconditioners_every", message))
@@ -108,7 +166,7 @@ def _misfits(spec: Spec, dataset: Dataset, d: int) -> list[Problem]:
         found.append(spec.problem("minibatch.size", message))
     if spec.minibatch.size > n:
         message = f"must be <= {n}, the number of training examples, got {spec.minibatch.size}"
-        found.append(spec.problem("minibatch.size", message))
+        found.append(spec.problem("minibatch.size", lacking or message))
     return found
 
 

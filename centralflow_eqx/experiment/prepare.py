@@ -13,7 +13,7 @@ from ..errors import OptionError, UnsupportedRule
 from ..processes.probes import AbstractProbe, Coordinates, Outputs, Preconditioners
 from ..record.row import Row
 from ..spec import Spec
-from ..task import Examples, Minibatch, Task
+from ..task import AnyTask, Examples, FunctionTask, Minibatch, Task
 from .simulate import simulate
 from .state import Notify
 
@@ -35,7 +35,7 @@ def build_settings(spec: Spec) -> Settings:
     )
 
 
-def build_arguments(spec: Spec, task: Task) -> dict[str, Any]:
+def build_arguments(spec: Spec, task: AnyTask) -> dict[str, Any]:
     """The spec as arguments of `simulate` and `start`, its steps aside."""
     return {
         "loss": task,
@@ -49,12 +49,19 @@ def build_arguments(spec: Spec, task: Task) -> dict[str, Any]:
         "evaluate": task.evaluate,
         "probes": build_probes(spec, task),
         "raw_spectra": spec.record.raw_spectra,
-        "minibatch": Minibatch(task, spec.minibatch.size) if spec.minibatch.size else None,
+        "minibatch": build_minibatch(spec, task),
         "seed": spec.seed,
     }
 
 
-def prepare(spec: Spec, task: Task, notify: Notify = lambda _: None) -> Iterator[Row]:
+def build_minibatch(spec: Spec, task: AnyTask) -> Minibatch | None:
+    """The loss of the spec's mini-batches, if it has any."""
+    if isinstance(task, FunctionTask) or not spec.minibatch.size:
+        return None
+    return Minibatch(task, spec.minibatch.size)
+
+
+def prepare(spec: Spec, task: AnyTask, notify: Notify = lambda _: None) -> Iterator[Row]:
     """The rows of the spec's simulation of `task`; raises `InputError` for an unsupported rule."""
     try:
         return simulate(**build_arguments(spec, task), steps=spec.steps, notify=notify)
@@ -64,7 +71,7 @@ def prepare(spec: Spec, task: Task, notify: Notify = lambda _: None) -> Iterator
         raise spec.error(f"optimizer.{error.option}", error.message) from None
 
 
-def coordinates(spec: Spec, task: Task) -> Int[np.ndarray, " c"]:
+def coordinates(spec: Spec, task: AnyTask) -> Int[np.ndarray, " c"]:
     """The weights that the spec asks to follow: those it names, or as many spread evenly."""
     wanted = spec.record.coordinates
     if isinstance(wanted, int):
@@ -72,13 +79,13 @@ def coordinates(spec: Spec, task: Task) -> Int[np.ndarray, " c"]:
     return np.array(wanted, np.int64)
 
 
-def build_probes(spec: Spec, task: Task) -> list[AbstractProbe]:
+def build_probes(spec: Spec, task: AnyTask) -> list[AbstractProbe]:
     """What the spec's `record` section asks to measure."""
     chosen, record = jnp.asarray(coordinates(spec, task)), spec.record
     found: list[AbstractProbe] = []
     if chosen.size:
         found.append(Coordinates(indices=chosen))
-    if record.examples:
+    if record.examples and isinstance(task, Task):
         found.append(Outputs(function=Examples(task, record.examples)))
     if record.preconditioners_every:
         every = record.preconditioners_every // record.every
@@ -86,12 +93,12 @@ def build_probes(spec: Spec, task: Task) -> list[AbstractProbe]:
     return found
 
 
-def build_axes(spec: Spec, task: Task) -> dict[str, Int[np.ndarray, " n"]]:
+def build_axes(spec: Spec, task: AnyTask) -> dict[str, Int[np.ndarray, " n"]]:
     """What series over weights and outputs are indexed by."""
     found, chosen = {}, coordinates(spec, task)
     if chosen.size:
         found["coordinate"] = chosen
-    if spec.record.examples:
+    if spec.record.examples and isinstance(task, Task):
         shape = jax.eval_shape(Examples(task, spec.record.examples), task.initial_weights)
         found["output"] = np.arange(shape.size)
     return found

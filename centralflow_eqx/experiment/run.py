@@ -15,7 +15,7 @@ from ..errors import ExitCode, NumericalStop
 from ..record.row import Halt, Row
 from ..record.writer import Recorder
 from ..spec import Spec
-from ..task import Task
+from ..task import AnyTask
 from .build import build_task
 from .goals import GoalWatch
 from .memory import estimate_peak, free_memory, warning
@@ -47,7 +47,7 @@ def run_spec(spec: Spec, console: Console) -> ExitCode:
     return code
 
 
-def _recorder(spec: Spec, task: Task) -> Recorder:
+def _recorder(spec: Spec, task: AnyTask) -> Recorder:
     steps = np.arange(0, spec.steps, spec.record.every)
     weights_every = spec.record.weights_every
     weights_steps = steps[steps % weights_every == 0] if weights_every else steps[:0]
@@ -65,7 +65,7 @@ def _recorder(spec: Spec, task: Task) -> Recorder:
     )
 
 
-def _warn_of_memory(spec: Spec, task: Task) -> None:
+def _warn_of_memory(spec: Spec, task: AnyTask) -> None:
     columns = max(2, spec.eigen.initial)
     peaks = estimate_peak(task, task.initial_weights, columns, spec.memory.hvp_chunk)
     message = warning(peaks, free_memory())

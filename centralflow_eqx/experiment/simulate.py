@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import optax
 from jax.typing import ArrayLike
 from jaxtyping import Float, PyTree
 
@@ -12,6 +13,7 @@ from ..optimizers import AbstractOptimizer
 from ..processes import Minibatch
 from ..processes.probes import AbstractProbe
 from ..record.row import Row
+from .arguments import check_count
 from .drive import drive
 from .start import identity, start
 from .state import Evaluate, Notify
@@ -19,8 +21,8 @@ from .state import Evaluate, Notify
 
 def simulate(
     loss: Loss,
-    optimizer: AbstractOptimizer,
-    w: Float[ArrayLike, " d"],
+    optimizer: AbstractOptimizer | optax.GradientTransformation,
+    w: PyTree[Float[ArrayLike, "..."]],
     *,
     processes: Sequence[str] = ("discrete", "midpoint", "stable", "central"),
     steps: int,
@@ -41,17 +43,20 @@ def simulate(
 
     `loss` maps flat weights `[d]` to a scalar and must be three times differentiable; pass an
     `eqx.Module` to keep its data out of the compiled code. `w` decides the precision: give a NumPy
-    array of float64, or one of JAX's. `unravel` gives the parameters that the optimizer sees.
+    array of float64, or one of JAX's. It may be a pytree with arrays, which `loss` and the
+    optimizer then get; rows have it flat. `unravel` gives the parameters that the optimizer sees of
+    flat weights. `optimizer` may be one of Optax's transformations.
     `warm_start` discrete steps come first and are not recorded. `probes` measure more of the
     processes, `raw_spectra` are the Hessian's own eigenvalues beside the effective ones where a
     preconditioner tells them apart, `minibatch` is the loss that `discrete_minibatch` descends.
     `notify` is told, in words, what takes long.
 
-    Raises `ValueError` if more eigenvalues are to be tracked than there are weights,
-    `UnsupportedRule` for optimizers outside the theory. A process that turns non-finite or loses
+    Raises `ValueError` for arguments that it cannot work with, `UnsupportedRule` for optimizers
+    outside the theory. A process that turns non-finite or loses
     its constraint stops, which its last row tells; the others go on. `NumericalStop` is raised
     after the last row if that ended the last process.
     """
+    check_count("steps", steps, 1)
     experiment, state = start(
         loss,
         optimizer,

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -30,7 +31,9 @@ from ..processes import (
     has_raw_spectrum,
 )
 from ..processes.probes import AbstractProbe
+from ..task import identity
 from . import advance as programs
+from .arguments import check_count, check_problem, check_processes, check_settings
 from .state import Evaluate, Experiment, Notify, RunState
 
 _ROOM, _SPARE = 8, 2
@@ -38,11 +41,6 @@ _ROOM, _SPARE = 8, 2
 anew, room costs little."""
 _MOST_ROWS, _ROW_BYTES = 64, 256 * 2**20
 """Rows of an advance, and bytes that their views may take."""
-
-
-def identity(w: Vector) -> Vector:
-    """Parameters that are the flat weights themselves."""
-    return w
 
 
 @program
@@ -81,8 +79,8 @@ def respond(
 
 def start(
     loss: Loss,
-    optimizer: AbstractOptimizer,
-    w: Float[ArrayLike, " d"],
+    optimizer: AbstractOptimizer | optax.GradientTransformation,
+    w: PyTree[Float[ArrayLike, "..."]],
     *,
     processes: Sequence[str],
     warm_start: int = 0,
@@ -98,9 +96,11 @@ def start(
 ) -> tuple[Experiment, RunState]:
     """What `simulate` advances; its arguments, and what it raises."""
     engage()
-    w = jnp.asarray(w)
-    if settings.initial > w.size:
-        raise ValueError(f"cannot track {settings.initial} eigenvalues of {w.size} weights")
+    check_processes(processes)
+    check_count("record_every", record_every, 1)
+    check_count("warm_start", warm_start, 0)
+    loss, optimizer, w, unravel = check_problem(loss, optimizer, w, unravel)
+    check_settings(settings, w.size)
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     notify("deriving the optimizer's response")
     response, w, s = respond(loss, optimizer, unravel, w, warm_start, rule_key)

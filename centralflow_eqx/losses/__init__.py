@@ -1,8 +1,8 @@
-"""Losses, each a function of outputs and integer labels."""
+"""Losses, each a function of outputs and what they should be: integer labels or real targets."""
 
-from ._base import AbstractLoss, counted
+from ._base import AbstractLoss, Labels, Targets, counted
 from ._registry import LOSSES
 from .cross_entropy import CrossEntropy
 from .mse import MSE
 
-__all__ = ["LOSSES", "MSE", "AbstractLoss", "CrossEntropy", "counted"]
+__all__ = ["LOSSES", "MSE", "AbstractLoss", "CrossEntropy", "Labels", "Targets", "counted"]

@@ -6,27 +6,43 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+Labels = Int[Array, "*n"]
+Targets = Float[Array, "*n o"]
 
-def counted(labels: Int[Array, "*n"]) -> Bool[Array, "*n"]:
-    """Which labels count: one below 0 marks a position to ignore."""
-    return labels >= 0
+
+def counted(answers: Labels | Targets) -> Bool[Array, "*n"]:
+    """Which answers count: all, but for labels below 0, which mark positions to ignore."""
+    if jnp.issubdtype(answers.dtype, jnp.integer):
+        return answers >= 0
+    return jnp.ones(answers.shape[:-1], bool)
 
 
 class AbstractLoss(eqx.Module):
     """A loss; its fields are its options in a spec."""
 
     @abc.abstractmethod
-    def each(self, outputs: Float[Array, "*n o"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
-        """The loss of every label; anything finite where one does not count.
+    def each(self, outputs: Float[Array, "*n o"], answers: Labels | Targets) -> Float[Array, "*n"]:
+        """The loss of every answer, a label or a real target for each of the outputs.
 
-        With one output the labels are 0 and 1, else 0 to o - 1.
+        With one output labels are 0 and 1, else 0 to o - 1. Where a label does not count any finite
+        number will do. A loss that only knows one of the two raises `OptionError` for the option
+        `type` where it gets the other.
         """
 
-    def total(self, outputs: Float[Array, "*n o"], labels: Int[Array, "*n"]) -> Float[Array, ""]:
-        """Sum over the labels that count."""
-        return jnp.sum(jnp.where(counted(labels), self.each(outputs, jnp.maximum(labels, 0)), 0))
+    def total(
+        self,
+        outputs: Float[Array, "*n o"],
+        answers: Labels | Targets,
+        counts: Bool[Array, "*n"],
+    ) -> Float[Array, ""]:
+        """Sum over the answers that count."""
+        if jnp.issubdtype(answers.dtype, jnp.integer):
+            answers = jnp.maximum(answers, 0)
+        return jnp.sum(jnp.where(counts, self.each(outputs, answers), 0))
 
-    def __call__(self, outputs: Float[Array, "*n o"], labels: Int[Array, "*n"]) -> Float[Array, ""]:
-        """Mean over the labels that count."""
-        number = jnp.sum(counted(labels), dtype=outputs.dtype)
-        return self.total(outputs, labels) / number
+    def __call__(
+        self, outputs: Float[Array, "*n o"], answers: Labels | Targets
+    ) -> Float[Array, ""]:
+        """Mean over the answers that count."""
+        counts = counted(answers)
+        return self.total(outputs, answers, counts) / jnp.sum(counts, dtype=outputs.dtype)

@@ -11,8 +11,8 @@ from jaxtyping import Array
 from typing_extensions import Doc
 
 Activation = Annotated[
-    Literal["gelu", "silu", "tanh", "softplus", "relu"],
-    Doc("gelu is the exact one, with the error function."),
+    Literal["gelu", "silu", "tanh", "softplus", "identity", "relu"],
+    Doc("gelu is the exact one, with the error function; identity makes a linear network."),
 ]
 
 _ACTIVATIONS = {
@@ -20,6 +20,7 @@ _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
     "softplus": jax.nn.softplus,
+    "identity": jax.nn.identity,
     "relu": jax.nn.relu,
 }
 

@@ -1,6 +1,6 @@
 """Layers and options that several models share."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import equinox as eqx
 import jax
@@ -19,6 +19,16 @@ OutputScale = Annotated[
     float,
     Ge(0),
     Doc("Multiplies the last layer's initial weights and biases; 1 is Equinox's initialisation."),
+]
+
+
+Initialisation = Annotated[
+    Literal["default", "lecun_normal", "mup"],
+    Doc(
+        "default: uniform in +-1/sqrt(fan_in), biases too, as Equinox and PyTorch draw; "
+        "lecun_normal: normal of variance 1/fan_in, biases 0; mup: that, with the last layer's "
+        "variance 1/fan_in^2."
+    ),
 ]
 
 
@@ -54,10 +64,24 @@ class Norm(eqx.Module):
 def affine(layer: eqx.nn.Linear, x: Float[Array, "*n n_in"]) -> Float[Array, "*n n_out"]:
     """The layer for every row of `x`."""
     # x W^T rather than W x: mapped over examples it is one product that keeps them as rows.
-    assert layer.bias is not None
-    return x @ layer.weight.T + layer.bias
+    x = x @ layer.weight.T
+    return x if layer.bias is None else x + layer.bias
 
 
 def output_layer(n_in: int, n_out: int, scale: float, key: PRNGKeyArray) -> eqx.nn.Linear:
     """A last layer that starts `scale` times Equinox's initialisation."""
-    return jax.tree.map(lambda p: scale * p, eqx.nn.Linear(n_in, n_out, key=key))
+    return scaled(eqx.nn.Linear(n_in, n_out, key=key), scale)
+
+
+def normal_layer(
+    n_in: int, n_out: int, bias: bool, deviation: float, key: PRNGKeyArray
+) -> eqx.nn.Linear:
+    """A layer with normal weights and no biases to start with."""
+    layer = scaled(eqx.nn.Linear(n_in, n_out, use_bias=bias, key=key), 0.0)
+    weight = deviation * jax.random.normal(key, (n_out, n_in), layer.weight.dtype)
+    return eqx.tree_at(lambda layer: layer.weight, layer, weight)
+
+
+def scaled(layer: eqx.nn.Linear, scale: float) -> eqx.nn.Linear:
+    """The layer with all its parameters multiplied."""
+    return jax.tree.map(lambda p: scale * p, layer)

@@ -1,6 +1,7 @@
 """Learning rates: a number, or a function of the step count."""
 
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union
@@ -119,6 +120,8 @@ def as_schedule(value: Any) -> Schedule:
         return value
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
+        if not 0 < value < math.inf:
+            raise ValueError(f"a learning rate must be a number > 0 or a schedule, got {value:g}")
     is_rule = callable(value) and not isinstance(value, ScheduleOptions)
     rule: Any = value if is_rule else TypeAdapter(_Value).validate_python(value, strict=True)
     return Schedule(rule)

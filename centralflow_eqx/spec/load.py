@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from ..engine.settings import Settings
 from ..errors import InputError, Location, OptionError, Problem, did_you_mean, show
-from ..options import Options, options_of
+from ..options import Options, Section, options_of
 from ..registry import Registry
 from .document import KeyPath, Node, override, read
 from .schema import COMPONENTS, Eigen, Flow, Spec, problem_at, spec_model
 from .sweep import expand, repetitions
-from .user_class import class_options
+from .user_class import FunctionOptions, class_options, function_options
 from .wording import problem
 
 
@@ -103,9 +103,10 @@ def _check(document: Node, folder: Path, user_code: bool) -> tuple[Spec | None, 
 
 def _chosen_models(
     document: Node, folder: Path, user_code: bool
-) -> tuple[dict[str, type[Options]], list[Problem]]:
+) -> tuple[dict[str, type[Section]], list[Problem]]:
     """By section, the option model that the section's `type` asks for."""
-    models, problems = {}, []
+    models: dict[str, type[Section]] = {}
+    problems = []
     for section, registry in COMPONENTS.items():
         node, found = document.find((section,))
         given = node.plain() if found else None
@@ -117,7 +118,26 @@ def _chosen_models(
             problems.append(problem_at(document, (section, error.option), error.message))
         else:
             models |= {section: model} if model else {}
+    try:
+        models |= _chosen_task(document, folder, user_code)
+    except OptionError as error:
+        models["task"] = FunctionOptions
+        problems.append(problem_at(document, ("task", error.option), error.message))
     return models, problems
+
+
+def _chosen_task(document: Node, folder: Path, user_code: bool) -> dict[str, type[Section]]:
+    """The option model of a `task`, if there is one; raises `OptionError`."""
+    node, found = document.find(("task",))
+    if not found or node.value is None:
+        return {}
+    given = node.plain()
+    if not isinstance(given, dict) or not isinstance(given.get("function"), str):
+        return {"task": FunctionOptions}
+    if not user_code:
+        message = f"{show(given['function'])} would import code, which --no-user-code refuses"
+        raise OptionError("function", message)
+    return {"task": function_options(given, folder)}
 
 
 def _chosen_model(

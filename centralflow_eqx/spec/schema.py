@@ -18,7 +18,7 @@ from ..options import Allowed, Options, Section, any_of, derived
 from ..processes import PROCESSES
 from ..registry import InputFile, Registry
 from .document import Node, dotted, dump
-from .user_class import ClassOptions
+from .user_class import ClassOptions, FunctionOptions
 
 COMPONENTS: dict[str, Registry] = {
     "data": DATASETS,
@@ -27,6 +27,8 @@ COMPONENTS: dict[str, Registry] = {
     "optimizer": OPTIMIZERS,
 }
 """What the `type` of each section of components may name."""
+IN_PLACE_OF = "data", "model", "loss"
+"""Sections that a `task` does without."""
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -182,9 +184,11 @@ class Spec(Section):
     """Seed of the data split and of the initial weights."""
     precision: Literal["float32", "float64"] = "float32"
     """Type of weights and data."""
-    data: Options
-    model: Options
-    loss: Options
+    data: Options | None = None
+    model: Options | None = None
+    loss: Options | None = None
+    task: FunctionOptions | None = None
+    """A loss of your own on a flat vector, in place of data, model and loss; null: those."""
     init: Init | None = None
     optimizer: Options
     processes: tuple[str, ...]
@@ -232,16 +236,22 @@ def problem_at(document: Node, path: tuple[str | int, ...], message: str) -> Pro
     return Problem(node.at if found else node.key_at, dotted(path), message)
 
 
-def spec_model(chosen: Mapping[str, type[Options]] | None = None) -> type[Spec]:
+def spec_model(chosen: Mapping[str, type[Section]] | None = None) -> type[Spec]:
     """`Spec` with the options of everything registered so far.
 
     `chosen` has, by section, the one model that a section is checked against. The models of all
-    components take a second to derive.
+    components take a second to derive. With a `task` there are no data, model and loss.
     """
     chosen = chosen or {}
     sections: dict[str, Any] = {
-        section: chosen.get(section) or any_of(registry) for section, registry in COMPONENTS.items()
+        section: chosen.get(section) or any_of(registry)
+        for section, registry in COMPONENTS.items()
+        if "task" not in chosen or section not in IN_PLACE_OF
     }
+    if "task" in chosen:
+        sections["task"] = chosen["task"]
+        nothing = Annotated[None, Allowed("left out beside `task`")]
+        sections |= dict.fromkeys((*IN_PLACE_OF, "init"), (nothing, None))
     names = PROCESSES.names()
     words = Allowed(f"one of {', '.join(names)} {_ONLY}")
     process: Any = Annotated[Literal[names], words]
@@ -262,6 +272,9 @@ def json_schema() -> dict[str, Any]:
         if registry.base is not None:
             named, dotted_name = schema["properties"][section], {"$ref": "#/$defs/ClassOptions"}
             schema["properties"][section] = {"anyOf": [named, dotted_name]}
+    others = [name for name in schema["required"] if name not in IN_PLACE_OF]
+    schema["required"] = others
+    schema["anyOf"] = [{"required": list(IN_PLACE_OF)}, {"required": ["task"]}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

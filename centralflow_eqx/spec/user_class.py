@@ -1,23 +1,35 @@
-"""Components of the user's own: classes that a spec names and this process imports."""
+"""The user's own code: classes and functions that a spec names and this process imports."""
 
 import contextlib
+import functools
 import importlib
+import inspect
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, ClassVar, Literal, Optional
 
+from annotated_types import MinLen
 from pydantic import StringConstraints, WithJsonSchema
 
-from ..errors import OptionError, did_you_mean, show
-from ..options import Options, arguments_field, call, component_options, derived, one_line
+from ..errors import OptionError, did_you_mean, one_line, show
+from ..options import (
+    Allowed,
+    Options,
+    Section,
+    arguments_field,
+    call,
+    component_options,
+    derived,
+)
 from ..registry import InputFolder, Registry
 
 _DOTTED = r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"
+_FUNCTION = "the dotted name of a function, such as module.function"
 
 # Where this module loaded which top-level modules from, other than Python's own path.
 _loaded: dict[str, Path] = {}
@@ -43,13 +55,10 @@ def class_options(registry: Registry, given: Mapping[str, Any], folder: Path) ->
     `folder` is the spec's. The model's `folder` defaults to where the module was found, so that
     a resolved spec finds it from anywhere. Raises `OptionError` for the option `type`.
     """
-    name, chosen = given["type"], given.get("folder")
+    name = given["type"]
     if not re.match(_DOTTED, name):
         raise OptionError("type", f"must be a dotted name such as module.Class, got {show(name)}")
-    folders = [folder, Path.cwd()]
-    if isinstance(chosen, str):
-        folders = [Path(os.path.abspath(folder / Path(chosen).expanduser()))]
-    component, found = _import_class(name, folders, registry.base)
+    component, found = _import_named(name, _folders(given, folder), registry.base)
     _check(name, component, registry.base)
     try:
         args = arguments_field(component.__name__, component, component_options(component))
@@ -64,8 +73,70 @@ def class_options(registry: Registry, given: Mapping[str, Any], folder: Path) ->
     return derived(component.__name__, ClassOptions, **own)
 
 
-def _import_class(name: str, folders: list[Path], base: Any) -> tuple[Any, Path | None]:
-    """What `name` names, and which of `folders` it comes from, if it does."""
+class FunctionOptions(Section):
+    """A loss of your own on a flat vector of weights, in place of data, model and loss.
+
+    Its module is imported, which runs its code.
+    """
+
+    function: Annotated[str, StringConstraints(pattern=_DOTTED), Allowed(_FUNCTION)]
+    """module.function for a module beside the spec, or package.module.function: it takes weights
+    [d] and gives a number, three times differentiable."""
+    start: Annotated[tuple[float, ...], MinLen(1)]
+    """The weights [d] that everything starts from."""
+    args: Annotated[dict[str, Any], Allowed("a mapping of arguments by name")] = {}
+    """Further arguments of the function, by name."""
+    folder: InputFolder | None = None
+    """Folder to import from; null: the spec's own, the working directory, then Python's path."""
+
+    _loss: ClassVar[Callable[..., Any]]
+
+    def build(self) -> Callable[..., Any]:
+        """The loss as a function of the weights alone."""
+        return functools.partial(self._loss, **self.args) if self.args else self._loss
+
+
+def function_options(given: Mapping[str, Any], folder: Path) -> type[FunctionOptions]:
+    """The option model for a task whose `function` is a dotted name; see `class_options`.
+
+    Raises `OptionError` for the options `function` and `args`.
+    """
+    name, args = given["function"], given.get("args", {})
+    if not re.match(_DOTTED, name):
+        raise OptionError("function", f"must be {_FUNCTION}, got {show(name)}")
+    try:
+        loss, found = _import_named(name, _folders(given, folder))
+    except OptionError as error:
+        raise OptionError("function", error.message) from None
+    if not callable(loss) or isinstance(loss, type):
+        raise OptionError("function", f"{name} is no function")
+    if isinstance(args, dict):
+        try:
+            inspect.signature(loss).bind(None, **args)
+        except TypeError as error:
+            raise OptionError("args", f"{name} refuses: {error}") from None
+    own = {"folder": (Optional[InputFolder], found)}  # noqa: UP045
+    model = derived("Function", FunctionOptions, **own)
+    model._loss = staticmethod(loss)
+    return model
+
+
+def _folders(given: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Where to import from, for a section of a spec in `folder`."""
+    chosen = given.get("folder")
+    if isinstance(chosen, str):
+        return [Path(os.path.abspath(folder / Path(chosen).expanduser()))]
+    return [folder, Path.cwd()]
+
+
+def _import_named(
+    name: str, folders: list[Path], base: type | None = None
+) -> tuple[Any, Path | None]:
+    """What `name` names, and which of `folders` it comes from, if it does.
+
+    Raises `OptionError` for the option `type`, with the name that was meant: of classes of `base`,
+    or of functions without one.
+    """
     module_name, _, attribute = name.rpartition(".")
     real = {Path(os.path.realpath(folder)): folder for folder in reversed(folders)}
     with _importable_from(folders):
@@ -81,10 +152,17 @@ def _import_class(name: str, folders: list[Path], base: Any) -> tuple[Any, Path 
                 if "." not in new and there in real:
                     _loaded[new] = there
     if not hasattr(module, attribute):
-        classes = {n: c for n, c in vars(module).items() if isinstance(c, type)}
-        near = did_you_mean(attribute, [n for n, c in classes.items() if issubclass(c, base)])
-        raise OptionError("type", f"module '{module_name}' has no class '{attribute}'{near}")
+        kind = "class" if base else "function"
+        there = [n for n, found in vars(module).items() if _is_kind(found, base)]
+        near = did_you_mean(attribute, there)
+        raise OptionError("type", f"module '{module_name}' has no {kind} '{attribute}'{near}")
     return getattr(module, attribute), real.get(home) if home else None
+
+
+def _is_kind(found: Any, base: type | None) -> bool:
+    if base is None:
+        return inspect.isfunction(found)
+    return isinstance(found, type) and issubclass(found, base)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExitCode, InputError, Location, Problem
-from ..options import one_line
+from ..errors import ExitCode, InputError, Location, Problem, one_line
 from ..spec import Spec
 from ..spec.document import parse
 from .conductor import Backend, Event

@@ -59,7 +59,7 @@ figure.savefig(folder / "single_weights.png", dpi=120)
 figure, panels = plt.subplots(1, 2, figsize=(10, 3.5), sharex=True, layout="constrained")
 for example, axes in enumerate(panels):
     # Outputs are numbered example by example, and there are ten classes.
-    output = {"output": 10 * example + int(task.train_labels[example])}
+    output = {"output": 10 * example + int(task.train_answers[example])}
     values = discrete["outputs"].sel(output)
     predicted = central["predicted_outputs"].sel(output)
     axes.plot(run["step"], values, color="tab:blue", lw=0.7, label="discrete")
