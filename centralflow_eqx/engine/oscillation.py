@@ -119,6 +119,7 @@ def oscillate(
         alpha = margin.alpha + jnp.diag(left.astype(margin.alpha.dtype))
         alpha, beta = restrict(alpha, beta, critical)
         solution = _solve(response, alpha, beta, fallback)
+        solution = _nothing_to_solve(solution, alpha, 100 * jnp.finfo(point.w.dtype).eps)
         X = svec(solution.X)
         # The gradient oscillates by H u = theta P u.
         excess = average_excess(response, point, pairs.theta * pairs.Y, solution.X, critical)
@@ -155,6 +156,25 @@ def _solve(
     solution = solve_complementarity(alpha, solved, fallback=fallback)
     residual = violation(alpha, beta, solution.X)
     return eqx.tree_at(lambda s: s.residual, solution, residual)
+
+
+def _nothing_to_solve(
+    solution: ComplementarySolution, alpha: Float[Array, "m m"], rounding: float
+) -> ComplementarySolution:
+    """No oscillation where a problem without a solution has a margin of no more than `rounding`.
+
+    So it is at the threshold itself where no force drives the flow beyond: eigenvalues of 2 are
+    known to rounding.
+    """
+    nothing = ComplementarySolution(
+        jnp.zeros_like(solution.X),
+        alpha,
+        jnp.zeros_like(solution.residual),
+        solution.iterations,
+        RESULTS.solved,
+    )
+    instead = (solution.result != RESULTS.solved) & (jnp.max(jnp.abs(alpha)) <= rounding)
+    return jax.tree.map(lambda a, b: jnp.where(instead, a, b), nothing, solution)
 
 
 def count_critical(pairs: Eigenpairs, above: float | Float[Array, ""]) -> Int[Array, ""]:

@@ -283,6 +283,10 @@ _TOLERANCE = 1e-8
 """Relative defect of an operator, probed in float64, that is taken for rounding."""
 _NOTHING = 1e-6
 """Share of the largest response below which there is none."""
+_NO_GRADIENT = (
+    "the gradient is zero where the processes start, so that the optimizer's averages of it are, and "
+    "its response is not defined; start elsewhere"
+)
 _AFTER = (0, 1, 10)
 """Steps from where a rule is probed on: a schedule may start at zero, statistics fill up."""
 
@@ -374,6 +378,8 @@ def examine(
     probe = jax.tree.map(lambda x: x[answers].max(axis=0), rows)
     probe = probe._replace(slopes=(rows.slopes[:, 0].min(), rows.slopes[:, 1].max()))
     refusal = _refusal(probe, tol)
+    if not np.any(g) and not probe.response_size > 0:
+        refusal = _NO_GRADIENT
     defined = probe.response_size > 0 and probe.asymmetry <= tol
     undecayed = probe.decay_size == 0
     diagonal_decay = "diagonal" if probe.decay_defect <= tol else "general"

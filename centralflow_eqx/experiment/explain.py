@@ -14,6 +14,7 @@ from ..engine.curvature import EigenTracker, Loss, apply_columns, local_model, u
 from ..engine.response import Response, State, Vector
 from ..spec import Spec
 from .build import build_task
+from .prepare import refusals
 from .start import after_update, respond
 from .state import Notify
 
@@ -69,7 +70,8 @@ def explain(spec: Spec, notify: Notify = lambda _: None) -> str:
     notify("deriving the optimizer's response")
     keys = jr.split(jr.key(spec.seed), 3)
     optimizer, start = spec.optimizer.build(), task.initial_weights
-    response, w, s = respond(task, optimizer, task.unravel, start, spec.warm_start, keys[0])
+    with refusals(spec):
+        response, w, s = respond(task, optimizer, task.unravel, start, spec.warm_start, keys[0])
     post = after_update(task, response.rule, s, w)[1]
     notify("measuring what it does to an oscillation")
     parts = state_parts(response, post, w, keys[1])

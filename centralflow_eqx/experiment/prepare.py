@@ -1,5 +1,6 @@
 """From a spec to a simulation of its training problem."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,12 +64,20 @@ def build_minibatch(spec: Spec, task: AnyTask) -> Minibatch | None:
 
 def prepare(spec: Spec, task: AnyTask, notify: Notify = lambda _: None) -> Iterator[Row]:
     """The rows of the spec's simulation of `task`; raises `InputError` for an unsupported rule."""
-    try:
+    with refusals(spec):
         return simulate(**build_arguments(spec, task), steps=spec.steps, notify=notify)
+
+
+@contextlib.contextmanager
+def refusals(spec: Spec) -> Iterator[None]:
+    """Turns what is only known once something is computed into an `InputError` at its line."""
+    try:
+        yield
     except UnsupportedRule as error:
         raise spec.error("optimizer", str(error)) from None
     except OptionError as error:
-        raise spec.error(f"optimizer.{error.option}", error.message) from None
+        path = "warm_start" if error.option == "warm_start" else f"optimizer.{error.option}"
+        raise spec.error(path, error.message) from None
 
 
 def coordinates(spec: Spec, task: AnyTask) -> Int[np.ndarray, " c"]:

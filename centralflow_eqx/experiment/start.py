@@ -17,7 +17,7 @@ from ..engine.curvature import Eigenpairs, Loss, unsolved, widen
 from ..engine.response import Response, Rule, State, Vector, examine, relax, traced_numbers
 from ..engine.settings import Settings
 from ..engine.state_rate import STATE_RATES
-from ..errors import UnsupportedRule
+from ..errors import OptionError, UnsupportedRule
 from ..optimizers import AbstractOptimizer
 from ..precision import engage
 from ..processes import (
@@ -73,6 +73,10 @@ def respond(
     """The optimizer's response where processes start, the weights and its own state there."""
     rule = traced_numbers(Rule(optimizer, unravel), w)
     w, s = warm_up(loss, rule, w, jnp.asarray(warm_start))
+    lost = int(jnp.sum(~jnp.isfinite(w)))
+    if lost:
+        message = f"after {warm_start} steps {lost} of {w.size} weights are not finite any more"
+        raise OptionError("warm_start", f"{message}; take fewer, or a smaller learning rate")
     grad, post = after_update(loss, rule, s, w)
     return examine(rule, post, w, grad, key), w, s
 
