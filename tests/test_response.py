@@ -206,6 +206,30 @@ def orthogonalised(g):
     return -(left @ right).ravel()
 
 
+class Circle(AbstractOptimizer):
+    """Two momenta, each of which depends on the other's last value."""
+
+    def init(self, params):
+        return [jnp.zeros_like(params)] * 2
+
+    def update(self, grad, state, params):
+        a, b = state
+        new = [0.5 * a + 0.2 * b + grad, 0.5 * b + 0.2 * a + grad]
+        return -ETA * new[0], new
+
+
+class Mixture(AbstractOptimizer):
+    """A momentum of g + g^2, in a step with another momentum of it."""
+
+    def init(self, params):
+        return [jnp.zeros_like(params)] * 2
+
+    def update(self, grad, state, params):
+        mixed = 0.9 * state[0] + grad + grad**2
+        new = [mixed, 0.5 * state[1] + mixed]
+        return -ETA * new[1], new
+
+
 REFUSED = {
     "sign": (Stateless(lambda g: -jnp.sign(g)), "zero response"),
     "rmsprop without memory": (RMSProp(ETA, beta2=0.0), "zero response"),
@@ -222,7 +246,14 @@ REFUSED = {
     "asymmetric": (Stateless(skew), "asymmetric response"),
     "decay without symmetry": (MatrixDecay(RMSProp(ETA, BETA2), W), "asymmetric response"),
     "mixing": (Recursion(lambda m: B * jnp.roll(m, 1)), "depends on other entries"),
-    "amsgrad": (Optax(optax.amsgrad(ETA)), "depends on other entries"),
+    "amsgrad": (Optax(optax.amsgrad(ETA)), "nonlinear response"),
+    "uphill": (Optax(optax.scale_by_adam()), "moves uphill"),
+    "every second step": (
+        Optax(optax.chain(optax.apply_every(2), optax.sgd(ETA))),
+        "only moves in some steps",
+    ),
+    "in a circle": (Circle(), "depend on each other in a circle"),
+    "neither momentum nor average": (Mixture(), "neither changes sign with the gradients"),
     "alternating": (Recursion(lambda m: -0.5 * m), "multiplies itself by -0.5 to 1 a step"),
     "growing": (Recursion(lambda m: 1.25 * m), "multiplies itself by 1 to 1.25 a step"),
 }

@@ -119,7 +119,7 @@ def oscillate(
         alpha = margin.alpha + jnp.diag(left.astype(margin.alpha.dtype))
         alpha, beta = restrict(alpha, beta, critical)
         solution = _solve(response, alpha, beta, fallback)
-        solution = _nothing_to_solve(solution, alpha, 100 * jnp.finfo(point.w.dtype).eps)
+        solution = _nothing_to_solve(solution, alpha, 100 * float(jnp.finfo(point.w.dtype).eps))
         X = svec(solution.X)
         # The gradient oscillates by H u = theta P u.
         excess = average_excess(response, point, pairs.theta * pairs.Y, solution.X, critical)

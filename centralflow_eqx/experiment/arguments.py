@@ -11,10 +11,10 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ..engine.curvature import Loss
-from ..engine.response import Vector
+from ..engine.response import ONLY_SOMETIMES, Rule, Vector, relax
 from ..engine.settings import Settings
 from ..engine.state_rate import STATE_RATES
-from ..errors import OptionError, did_you_mean
+from ..errors import OptionError, did_you_mean, running
 from ..optimizers import AbstractOptimizer, Optax
 from ..processes import PROCESSES
 from ..task import AnyTask, Layout, check_function, flatten, identity
@@ -80,6 +80,39 @@ def _as_vector(w: Any) -> Any:
     if isinstance(w, list | tuple) and all(isinstance(x, int | float) for x in w):
         w = np.asarray(w, float)
     return w if isinstance(w, np.ndarray | jax.Array) and w.ndim == 1 else None
+
+
+def check_rule(rule: Rule, w: Vector) -> None:
+    """Raise `OptionError` for the option `type` unless the optimizer runs on weights such as `w`.
+
+    Only shapes are looked at.
+    """
+
+    def update(relaxed: bool) -> Any:
+        s = rule.init(w)
+        return rule.update(w, relax(s, w) if relaxed else s, w)[1]
+
+    with running("the optimizer's init"):
+        state = jax.tree.leaves(eqx.filter_eval_shape(lambda: rule.init(w)))
+    for leaf in state:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise OptionError("type", "the optimizer draws random numbers, a flow has none")
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4:
+            message = f"the optimizer keeps part of its state in {leaf.dtype}, whose rounding hides"
+            raise OptionError("type", f"{message} how it evolves; keep it in float32")
+    try:
+        with running("the optimizer's update"):
+            eqx.filter_eval_shape(lambda: update(relaxed=False))
+    except OptionError as error:
+        if "missing" not in error.message and "must be provided" not in error.message:
+            raise
+        needs = "the optimizer's update needs more than gradient, state and weights"
+        message = f"{needs} (as line searches and Polyak's step do), which a flow does not have"
+        raise OptionError("type", f"{message}: {error.message.partition(': ')[2]}") from None
+    try:
+        eqx.filter_eval_shape(lambda: update(relaxed=True))
+    except Exception:  # it counts, and cannot between whole numbers
+        raise OptionError("type", ONLY_SOMETIMES) from None
 
 
 def check_processes(processes: Any) -> None:

@@ -33,7 +33,13 @@ from ..processes import (
 from ..processes.probes import AbstractProbe
 from ..task import identity
 from . import advance as programs
-from .arguments import check_count, check_problem, check_processes, check_settings
+from .arguments import (
+    check_count,
+    check_problem,
+    check_processes,
+    check_rule,
+    check_settings,
+)
 from .state import Evaluate, Experiment, Notify, RunState
 
 _ROOM, _SPARE = 8, 2
@@ -71,6 +77,7 @@ def respond(
     key: PRNGKeyArray,
 ) -> tuple[Response, Vector, State]:
     """The optimizer's response where processes start, the weights and its own state there."""
+    check_rule(Rule(optimizer, unravel), w)
     rule = traced_numbers(Rule(optimizer, unravel), w)
     w, s = warm_up(loss, rule, w, jnp.asarray(warm_start))
     lost = int(jnp.sum(~jnp.isfinite(w)))
