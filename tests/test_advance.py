@@ -17,7 +17,6 @@ from centralflow_eqx.optimizers import GD, RMSProp
 from centralflow_eqx.processes import PROCESSES, Discrete
 from centralflow_eqx.processes.probes import Coordinates, Preconditioners
 
-pytestmark = pytest.mark.optimized
 RNG = np.random.default_rng(3)
 W = RNG.normal(size=TinyMLP.SIZE)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from _losses import TinyMLP
+from _runs import undocumented
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.data import Moons
@@ -52,6 +53,7 @@ def both(tmp_path_factory):
     spec = load_spec(folder / "spec.yaml", [f"output.dir={folder}"])
     collected = collect(prepare(spec, build_task(spec)), coordinates=[2, 11], weights=True)
     assert main(["run", str(folder / "spec.yaml"), "--set", f"output.dir={folder}"]) == 0
+    assert undocumented(folder / "small") == []
     return collected, open_run(folder / "small")
 
 

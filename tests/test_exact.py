@@ -19,6 +19,8 @@ from centralflow_eqx.optimizers import GD, ScalarRMSProp
 from centralflow_eqx.optimizers.scalar_rmsprop import ScalarRMSPropState
 from centralflow_eqx.processes import Central, Setting
 
+pytestmark = pytest.mark.optimized
+
 
 def symmetric(y: Float[Array, " 3"]) -> Float[Array, "2 2"]:
     """Y with |Y|_F = |y|."""

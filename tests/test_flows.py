@@ -24,6 +24,7 @@ from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.optimizers import GD, RMSProp
 from centralflow_eqx.processes import PROCESSES, STOP, AbstractProcess, Setting
 
+pytestmark = pytest.mark.optimized
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 

@@ -18,7 +18,6 @@ from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.optimizers import GD, AbstractOptimizer, RMSProp
 from centralflow_eqx.processes import Central, Setting
 
-pytestmark = pytest.mark.optimized
 W = np.random.default_rng(3).normal(size=TinyMLP.SIZE)
 LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 

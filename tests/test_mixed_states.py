@@ -217,7 +217,7 @@ def test_nadam_has_the_literatures_threshold_once_its_bias_is_gone():
 
 EDGE = {
     "rmsprop with momentum": (optax.rmsprop(4e-3, 0.99, 1e-7, momentum=0.9), 20),
-    "adabelief": (optax.adabelief(3e-2, 0.9, 0.99, 1e-7), 20),
+    "adabelief": (optax.adabelief(3e-2, 0.9, 0.99, 1e-3), 20),
     "centred rmsprop": (optax.rmsprop(2e-3, 0.99, 1e-6, centered=True), 20),
     "schedule-free adamw": (optax.contrib.schedule_free_adamw(2e-2, b1=0.9, b2=0.99, eps=1e-6), 20),
 }

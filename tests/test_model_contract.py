@@ -15,6 +15,15 @@ from centralflow_eqx.models import MODELS
 STEP = 1e-4
 
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+# The derivatives of a network of every kind of layer; those of the others are slow tests.
+USUAL = ("mlp", "cnn", "lstm", "vit, cls", "mamba, per position")
+each_derivative = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=() if case.name in USUAL else pytest.mark.slow)
+        for case in CASES
+    ],
+)
 
 
 def test_every_model_has_a_case():
@@ -66,7 +75,7 @@ def derivatives(case):
     return task, U, *compute(w)
 
 
-@each_case
+@each_derivative
 def test_gradient_and_hessian_are_the_slopes_of_loss_and_gradient(case):
     _, U, (_, gradient, products), _, (slope, gradient_slope, _) = derivatives(case)
     np.testing.assert_allclose(slope, gradient @ U[0], rtol=1e-8)
@@ -74,7 +83,7 @@ def test_gradient_and_hessian_are_the_slopes_of_loss_and_gradient(case):
     np.testing.assert_allclose(gradient_slope, products[0], rtol=0, atol=1e-8 * scale)
 
 
-@each_case
+@each_derivative
 def test_third_derivatives_are_the_slopes_of_hessian_vector_products(case):
     task, _, _, third, (_, _, slopes) = derivatives(case)
     # both contractions with a direction: one leaf's, or all of them
@@ -85,6 +94,7 @@ def test_third_derivatives_are_the_slopes_of_hessian_vector_products(case):
             assert error < 1e-5 * np.linalg.norm(expected[name]), name
 
 
+@pytest.mark.slow
 @each_case
 def test_third_derivatives_are_the_gradient_of_the_second_derivative(case):
     """Forward over forward over reverse against reverse over forward over forward."""
@@ -100,7 +110,7 @@ def test_third_derivatives_are_the_gradient_of_the_second_derivative(case):
     assert np.linalg.norm(found - expected) < 1e-10 * np.linalg.norm(found)
 
 
-@each_case
+@each_derivative
 def test_every_parameter_matters(case):
     task, _, (_, gradient, products), third, _ = derivatives(case)
     for vector in (gradient, products[0], third[0]):

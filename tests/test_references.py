@@ -14,6 +14,8 @@ from centralflow_eqx.experiment.build import build_task
 from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.spec import load_spec
 
+pytestmark = pytest.mark.optimized
+
 DATA = Path(__file__).parent / "data"
 
 SPEC = """\

@@ -3,6 +3,7 @@
 import h5py
 import numpy as np
 import pytest
+from _runs import undocumented
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.experiment import run as run_module
@@ -51,6 +52,7 @@ def contents(run_dir):
 def test_a_run_leaves_what_the_contract_says(run, capsys):
     code, run_dir = run()
     assert code == 0
+    assert undocumented(run_dir) == []
     data, attributes = contents(run_dir)
     np.testing.assert_array_equal(data["step"], np.arange(12))
     processes = ["discrete", "midpoint", "stable", "central"]

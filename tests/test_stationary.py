@@ -69,7 +69,9 @@ def solve(response: Response, s, H, g):
 
 
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
-@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize(
+    "rank", [pytest.param(rank, marks=() if rank < 5 else pytest.mark.slow) for rank in RANKS]
+)
 def test_stationary_average_solves_the_convex_program(rank):
     d = DIMENSIONS[rank]
     response, s = prepared(RMSProp(LR, 0.9), d)
@@ -84,6 +86,7 @@ def test_stationary_average_solves_the_convex_program(rank):
         assert np.sum(spectrum > 1e-6 * spectrum[-1]) == rank
 
 
+@pytest.mark.slow
 def test_the_rate_of_forgetting_does_not_matter():
     H, g, nu = random_problem(9, 2, 3)
     response, s = prepared(RMSProp(LR, 0.999), 9)

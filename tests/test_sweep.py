@@ -548,6 +548,7 @@ def test_ctrl_c_ends_the_running_members(spec, command):
     assert not b.run_dir.exists()
 
 
+@pytest.mark.slow
 def test_a_job_of_a_cluster(spec, command):
     (member,) = spec("sweep:\n  grid: {optimizer.lr: [1e8]}\n", "steps=30").specs
     sweep = command("sweep", "s.yaml", "--set", "steps=30", "--cluster", "local")

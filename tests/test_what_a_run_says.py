@@ -33,7 +33,9 @@ def forget_programs():
     compilation_cache.reset_cache()
 
 
+@pytest.mark.slow
 def test_every_recorded_series_says_what_it_is(spec):
+    """Of all processes and probes at once; others' runs are looked at where they are made."""
     assert main(["run", "spec.yaml"]) == 0
     assert undocumented(spec / "runs" / "small") == []
 

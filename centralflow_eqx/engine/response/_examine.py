@@ -368,7 +368,7 @@ def _intermittent(size: Any) -> str:
     It may begin later, or end.
     """
     moves = np.flatnonzero(_answering(size) & (size > 0))
-    if moves.size and np.all(np.diff(moves) == 1):
+    if np.all(np.diff(moves) == 1):
         return ""
     return ONLY_SOMETIMES
 
