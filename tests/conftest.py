@@ -34,6 +34,33 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+# What takes longest comes first, so that no process is left with it at the end.
+_LONGEST = (
+    "contract",
+    "flows",
+    "references",
+    "sweep",
+    "response",
+    "exact",
+    "model_contract",
+    "advance",
+    "guards",
+    "stationary",
+    "arrays",
+    "docs",
+    "mixed_states",
+    "what_a_run_says",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        name = item.path.stem.removeprefix("test_")
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=rank)
+
+
 def pytest_unconfigure(config):
     folder = getattr(config, "shared_programs", None)
     if folder is not None:

@@ -64,7 +64,7 @@ def test_arguments_are_refused_in_one_line(arguments, message):
 
 @pytest.mark.parametrize("lr", [-0.1, 0, np.inf, np.nan])
 def test_learning_rates_are_positive(lr):
-    with pytest.raises(ValueError, match="a learning rate must be a number > 0 or a schedule"):
+    with pytest.raises(ValueError, match="must be a number greater than 0 or a schedule"):
         cf.optimizers.GD(lr)
 
 

@@ -15,6 +15,12 @@ from centralflow_eqx.engine.state_rate import Exponential
 from centralflow_eqx.optimizers import OPTIMIZERS, Optax
 
 every_rule = pytest.mark.parametrize("name", RULES)
+# Optax's rules are close to others; those that are composed differently stay.
+ELSEWHERE = ("optax adam", "optax adamw", "optax adagrad", "optax masked", "adam biased")
+each_kind_of_rule = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ELSEWHERE else n for n in RULES],
+)
 
 
 def close(a, b, tol=1e-12):
@@ -84,7 +90,7 @@ def whole_substep(response, before, g, w):
     return Exponential().substep(response, s, w, (g, g), excess, 1.0)
 
 
-@every_rule
+@each_kind_of_rule
 def test_a_whole_exponential_substep_is_the_discrete_step(name):
     _, response, before, _, w, g = example(name)
     step, state = response.rule.update(g, before, w)
@@ -174,8 +180,10 @@ def without_gradient(rule, w, alive):
     return *first, jax.jvp(gain, (s, w), jax.tree.map(jnp.ones_like, (s, w)))
 
 
-@pytest.mark.parametrize("dead", ["an array and a row", "everything"])
-@every_rule
+@pytest.mark.parametrize(
+    "dead", ["an array and a row", pytest.param("everything", marks=pytest.mark.slow)]
+)
+@each_kind_of_rule
 def test_weights_without_gradient_stay_and_are_differentiable(name, dead):
     rule = Rule(RULES[name].optimizer, unravel)
     w = ravel_pytree(tree(0))[0]

@@ -10,12 +10,14 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
+from benchmarks.optax_rules import verdict
 from centralflow_eqx.cli import main
 from centralflow_eqx.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "write_an_optimizer.md"
 FROM_PYTHON = ROOT / "docs" / "from_python.md"
+OWN_PROBLEM = ROOT / "docs" / "your_own_problem.md"
 EXAMPLES = ROOT / "docs" / "examples"
 FIGURES = {
     "loss": ["loss"],
@@ -82,6 +84,23 @@ def test_python_blocks_run(path, capsys, figures, monkeypatch):
     for block in blocks(path, "python"):
         exec(compile(block, path.name, "exec"), names)
     assert "2.0" in capsys.readouterr().out
+
+
+def test_the_page_on_ones_own_problem_runs(tmp_path, monkeypatch):
+    """Its classes and its function, in one module beside its specs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("\n".join(blocks(OWN_PROBLEM, "python")))
+    network, function = blocks(OWN_PROBLEM, "yaml")
+    (tmp_path / "network.yaml").write_text(network)
+    (tmp_path / "function.yaml").write_text(function)
+    few = ["--set", "steps=3", "--set", "processes=[discrete]"]
+    assert main(["run", "network.yaml", *few]) == 0
+    assert main(["run", "function.yaml", *few]) == 0
+
+
+@pytest.mark.parametrize("name", ["sgd", "adabelief", "lion", "noisy_sgd", "polyak_sgd"])
+def test_the_table_of_optax_is_what_its_script_makes(name):
+    assert f"| `{name}` | {verdict(name)} |" in (ROOT / "docs" / "optax.md").read_text()
 
 
 def test_the_readmes_spec_is_valid(tmp_path):

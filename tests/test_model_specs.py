@@ -41,7 +41,9 @@ def test_the_flow_of_every_model_follows_its_optimizer(name, tmp_path):
     assert apart[last] > 2 * run["distance/midpoint-central"][last]
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet" else n for n in FULL]
+)
 def test_full_sizes_are_valid_on_data_of_their_shape(name, tmp_path):
     spec, task = load(SPECS / "full_size" / f"{name}.yaml", [], tmp_path)
     assert spec.model.type == name

@@ -41,7 +41,7 @@ class Valley(eqx.Module):
         return sharpness * w[0] ** 2 / 2 + jnp.sum((w[1:] - 2.0) ** 2) / 10
 
 
-QUICK = "adam", "rmsprop", "nesterov"  # of each kind of state one
+QUICK = "rmsprop", "nesterov"  # of each kind of state one
 
 
 @pytest.mark.parametrize(

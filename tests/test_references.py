@@ -111,3 +111,25 @@ def test_predictions_are_the_same_once_the_start_is_behind(run):
     variances = reference["central_sigma_eigenvalues"][3:]
     ours = series(rows, "central", "sigma_eigenvalues")[3:, : variances.shape[1]]
     np.testing.assert_allclose(ours, variances, atol=2e-3 * variances.max())
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "gd_moons" else pytest.param(n, marks=pytest.mark.slow) for n in RUNS]
+)
+def test_single_precision_follows_double(name, tmp_path):
+    """To what the eigensolver's residual leaves, a tenth of what substeps err by."""
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC.format(file=DATA / f"{name}.npz", **RUNS[name]))
+    single = [
+        "precision=float32",
+        "eigen.tol=1e-4",
+        "processes=[central]",
+        "record.raw_spectra=false",
+    ]
+    spec = load_spec(path, single)
+    rows = list(prepare(spec, build_task(spec)))
+    with np.load(DATA / f"{name}.npz") as reference:
+        ours = np.stack([rows[i].weights["central"] for i in reference["rows"]])
+        assert ours.dtype == np.float32
+        off = np.linalg.norm(ours - reference["central_weights"], axis=1)
+        assert off.max() <= 4e-4 * reference["central_moved"]

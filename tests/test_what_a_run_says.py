@@ -40,7 +40,7 @@ def test_every_recorded_series_says_what_it_is(spec):
     assert undocumented(spec / "runs" / "small") == []
 
 
-@pytest.mark.parametrize("cache", ["corrupt", "no folder"])
+@pytest.mark.parametrize("cache", ["corrupt", pytest.param("no folder", marks=pytest.mark.slow)])
 def test_a_spoilt_cache_ends_no_run(spec, cache, monkeypatch):
     """JAX warns of what it cannot read, and compiles anew."""
     folder, before = spec / "cache", jax.config.jax_compilation_cache_dir
@@ -64,18 +64,14 @@ def test_a_spoilt_cache_ends_no_run(spec, cache, monkeypatch):
         forget_programs()
 
 
-def test_raw_spectra_are_not_computed_unless_asked_for(spec):
-    """What needs none of them is there, and the report is."""
+def test_raw_spectra_are_not_computed_unless_asked_for_and_a_run_says_what_it_does(spec, capsys):
+    """What needs none of them is there, and the report is; from the first second on it is told."""
     quiet = ["--set", "processes=[central]", "--set", "record={raw_spectra: false}"]
     assert main(["run", "spec.yaml", *quiet]) == 0
     run_dir = spec / "runs" / "small"
     with h5py.File(run_dir / "data.h5", locking=False) as file:
         assert "eigenvalues" in file["central"] and "raw_eigenvalues" not in file["central"]
     assert (run_dir / "report.html").exists()
-
-
-def test_a_run_says_at_once_what_it_is_doing(spec, capsys):
-    assert main(["run", "spec.yaml", "--set", "processes=[central]", "--set", "record={}"]) == 0
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("loading")
     assert any(line.startswith("compiling central") for line in said[:3])

@@ -121,7 +121,8 @@ def as_schedule(value: Any) -> Schedule:
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
         if not 0 < value < math.inf:
-            raise ValueError(f"a learning rate must be a number > 0 or a schedule, got {value:g}")
+            wanted = "a number greater than 0 or a schedule"
+            raise ValueError(f"a learning rate must be {wanted}, got {value:g}")
     is_rule = callable(value) and not isinstance(value, ScheduleOptions)
     rule: Any = value if is_rule else TypeAdapter(_Value).validate_python(value, strict=True)
     return Schedule(rule)

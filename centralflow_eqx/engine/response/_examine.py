@@ -271,7 +271,8 @@ def examine(
     links = np.max(np.nan_to_num(rows.links), axis=0) > tol
     linked = np.any(links & ~np.eye(len(links), dtype=bool))
     # What depends on both, as a variance around the momentum, is linear in either alone.
-    if linked or (probe.momentum_size > 0 and not probe.nonlinearity <= tol**0.5):
+    answers = probe.response_size > 0 and probe.momentum_size > 0
+    if linked or (answers and not probe.nonlinearity <= tol**0.5):
         coupling, refusal = _find_coupling(rule, parts, links, point, key)
         if coupling is not None:
             rows = jax.device_get(_probe(rule, coupling, parts, point, key))
