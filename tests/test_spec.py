@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from typing_extensions import Doc
 
 from centralflow_eqx.data import DATASETS, AbstractData
+from centralflow_eqx.errors import InputError
 from centralflow_eqx.losses import LOSSES
 from centralflow_eqx.models import MODELS
 from centralflow_eqx.optimizers import GD, OPTIMIZERS, AdamW, DecoupledDecay
@@ -93,6 +94,31 @@ def test_aliases_are_expanded_with_the_line_they_were_written_on():
     node, _ = parse("a: &w\n  - 1\n  - 2\nb: *w\n", "f")
     assert node.plain() == {"a": [1, 2], "b": [1, 2]}
     assert node.find(("b", 1))[0].at.line == 3
+
+
+def test_merge_keys_fill_in_what_is_not_given():
+    text = (
+        "a: &a {x: 1, y: 2}\nb: &b {y: 3, z: 4}\n"
+        "c: {<<: *a, y: 5}\nd:\n  w: 6\n  <<: [*b, *a]\ne: {'<<': 7}\n"
+    )
+    document, problems = parse(text, "f")
+    assert problems == []
+    plain = document.plain()
+    assert plain["c"] == {"x": 1, "y": 5}
+    assert plain["d"] == {"x": 1, "y": 3, "z": 4, "w": 6}
+    assert plain["e"] == {"<<": 7}
+    assert document.find(("d", "z"))[0].at.line == 2  # where it was written
+    for wrong in ("a: {<<: 3}", "a: {<<: [{b: 1}, 3]}"):
+        (problem,) = parse(wrong, "f")[1]
+        assert str(problem) == "f:1: a.<<: must be a mapping or a list of mappings"
+    with pytest.raises(InputError, match="contains itself|nested too deeply"):
+        parse("a: &a {<<: *a}", "f")
+
+
+@pytest.mark.parametrize(("name", "shown"), [("2024", "2024"), ("true", "true"), ("1e3", "1000.0")])
+def test_a_name_that_yaml_takes_for_something_else(load, name, shown):
+    with pytest.raises(InputError, match=f"got {shown}; quote it if it is meant as text"):
+        load(SPEC.replace("name: small", f"name: {name}"))
 
 
 def test_defaults_are_those_of_the_contract(load):

@@ -1,7 +1,8 @@
 """YAML that remembers where each value was written.
 
 The subset and the scalars are those of YAML 1.2's core schema, where PyYAML follows 1.1:
-`1e-3` is a number, `off`, `on`, `yes` and `no` are text, and keys are text as written.
+`1e-3` is a number, `off`, `on`, `yes` and `no` are text, and keys are text as written. Merge keys
+(`<<: *defaults`), which 1.2 has dropped and everybody uses, are understood.
 """
 
 import copy
@@ -139,7 +140,11 @@ class _Builder:
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Node]:
         children: dict[str, Node] = {}
+        merged: dict[str, Node] = {}
         for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.value, key.style) == ("<<", None):
+                merged = self._merge_key(value, path) | merged
+                continue
             if not isinstance(key, yaml.ScalarNode):
                 self._report(key, path, "a key must be text, not a list or a mapping")
                 continue
@@ -150,7 +155,18 @@ class _Builder:
                 self._report(key, where, f"key given twice{also}; keep one of them")
                 continue
             children[key.value] = self.build(value, where, self._location(key))
-        return children
+        return merged | children
+
+    def _merge_key(self, node: yaml.Node, path: KeyPath) -> dict[str, Node]:
+        """What `<<: *alias` or `<<: [*alias, ...]` adds; of several the first has the word."""
+        found: dict[str, Node] = {}
+        for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            value = self.build(source, path).value
+            if isinstance(value, dict):
+                found = value | found
+            else:
+                self._report(source, (*path, "<<"), "must be a mapping or a list of mappings")
+        return found
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), node.value

@@ -116,7 +116,9 @@ def _must_be(hint: Any, metadata: tuple, node: Node | None) -> str:
     literal = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     names = get_args(literal) if get_origin(literal) is Literal else ()
     near = did_you_mean(value, [n for n in names if isinstance(n, str)])
-    return f"must be {describe(hint, metadata)}, got {show(value)}{near}"
+    unquoted = hint is str and isinstance(value, bool | int | float)
+    quote = "; quote it if it is meant as text" if unquoted else ""
+    return f"must be {describe(hint, metadata)}, got {show(value)}{near}{quote}"
 
 
 def problem(error: ErrorDetails, root: type[BaseModel], document: Node) -> Problem:
