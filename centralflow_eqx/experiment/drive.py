@@ -12,6 +12,7 @@ from ..errors import NumericalStop
 from ..processes import STOP, capacity, widen_state
 from ..record.row import Halt, Row, Weights
 from .advance import NOTHING, advance, thoroughly
+from .equilibrium import EquilibriumWatch
 from .state import Experiment, Flags, Notify, Records, RunState, Track
 
 _CHUNK_SECONDS = 0.4
@@ -48,6 +49,7 @@ def drive(
     pace, done, limit = _Pace(experiment.longest), int(state.step), None
     stubborn: tuple[str, ...] = ()
     running = set(experiment.recorded)
+    watch = EquilibriumWatch(int(experiment.every))
     while done < steps and running:
         n = 1 if stubborn else limit or pace(steps - done)
         now = _thorough(experiment, stubborn) if stubborn else experiment
@@ -59,7 +61,7 @@ def drive(
             state, done, limit, stubborn = new, done + n, None, ()
             pace.took(n)
             halted = _halts(seen)
-            yield from _rows(records, seen, halted)
+            yield from _rows(records, seen, halted, watch)
             running -= set(halted)
             _raise_if_lost(running, halted, seen)
         elif trouble > 0:
@@ -124,7 +126,9 @@ def _halts(records: Records) -> dict[str, tuple[int, Halt]]:
     }
 
 
-def _rows(records: Records, seen: Records, halts: dict[str, tuple[int, Halt]]) -> Iterator[Row]:
+def _rows(
+    records: Records, seen: Records, halts: dict[str, tuple[int, Halt]], watch: EquilibriumWatch
+) -> Iterator[Row]:
     """The rows of an advance, in order."""
     places: dict[int, dict[str, int]] = {}
     for name, track in seen.tracks.items():
@@ -138,6 +142,7 @@ def _rows(records: Records, seen: Records, halts: dict[str, tuple[int, Halt]]) -
         for name, found in series.items():
             if at[name] != at.get("discrete"):
                 found.pop("empirical_variances", None)
+        watch(series)
         yield Row(
             step,
             series,

@@ -59,6 +59,9 @@ QUANTITIES = {
     ),
     "trust_quartic": Quantity("1", "neglected quartic share of the averaged loss"),
     "trust_response": Quantity("1", "share of the optimizer's step not linear in the gradient"),
+    "trust_equilibrium": Quantity(
+        "1", "relative difference of the oscillation's measured and predicted variance"
+    ),
     "untrusted": Quantity("1", "1 where the prediction should not be believed"),
     "stabilised_by_state": Quantity(
         "1", "share of the stabilisation by the optimizer's state, the rest is falling curvature"

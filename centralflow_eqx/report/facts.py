@@ -128,6 +128,7 @@ class Trust:
     cubic: Peak | None
     quartic: Peak | None
     response: Peak | None
+    equilibrium: Peak | None
     sdcp_residual: Peak | None
     eigen_residual: Peak | None
 
@@ -364,7 +365,8 @@ def _adaptation(run: Run) -> Adaptation | None:
 
 def _peak(run: Run, name: str) -> Peak | None:
     """The largest value of a series over all processes, rows and directions."""
-    found = {p: values for p in run.series if (values := run.get(p, name)) is not None}
+    there = {p: values for p in run.series if (values := run.get(p, name)) is not None}
+    found = {p: values for p, values in there.items() if not np.all(np.isnan(values))}
     if not found:
         return None
     process = max(found, key=lambda p: float(np.nanmax(found[p])))
@@ -381,6 +383,7 @@ def _trust(run: Run) -> Trust:
         _peak(run, "trust_cubic"),
         _peak(run, "trust_quartic"),
         _peak(run, "trust_response"),
+        _peak(run, "trust_equilibrium"),
         _peak(run, "sdcp_residual"),
         _peak(run, "eigen_residuals"),
     )

@@ -9,6 +9,7 @@ from ._edge import EDGE_ROWS, LOCK_WIDTH, OSCILLATES_ABOVE, OSCILLATING_WIDTH, E
 from .facts import Ablation, Adaptation, Closeness, Error, Facts, Late
 
 _TRUST_LIMIT = 0.3
+_EQUILIBRIUM_LIMIT = 0.6
 QUANTITIES = {
     "train_loss": "time average of the loss",
     "grad_norm_sq": "time average of the squared gradient norm",
@@ -181,6 +182,11 @@ def _doubts(facts: Facts) -> Iterator[str]:
         ("cubic indicator", trust.cubic, f" (doubtful above {_TRUST_LIMIT})"),
         ("quartic indicator", trust.quartic, f" (doubtful above {_TRUST_LIMIT})"),
         ("nonlinear share of the step", trust.response, f" (doubtful above {_TRUST_LIMIT})"),
+        (
+            "relative difference of measured and predicted variance, over 15 steps",
+            trust.equilibrium,
+            f" (doubtful above {_EQUILIBRIUM_LIMIT}, a factor of 4)",
+        ),
         ("residual of the complementarity problem", trust.sdcp_residual, ""),
         ("residual of a tracked eigenpair", trust.eigen_residual, ""),
     )

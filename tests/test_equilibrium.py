@@ -1,0 +1,91 @@
+"""Rows are flagged where the optimizer does not oscillate as the flow, in equilibrium, says."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import centralflow_eqx as cf
+from centralflow_eqx.experiment.equilibrium import DOUBTFUL, WINDOW, EquilibriumWatch
+
+PUBLISHED = Path(__file__).parent / "data" / "chebyshev_tanh.npz"
+
+
+def watched(measured, predicted):
+    """A flow's row before it is looked at."""
+    return {
+        "empirical_variances": np.array(measured),
+        "sigma_eigenvalues": np.array(predicted),
+        "untrusted": np.asarray(0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("measured", "predicted", "off"),
+    [
+        ([0.0, 0.0], [2.0, 1.0], 1.0),
+        ([1.0, 2.0], [2.0, 1.0], 0.0),  # sums count: directions exchange variance
+        ([1.0, 5.0], [4.0, 0.0], 0.6),  # where nothing is said to swing nothing is compared
+        ([4.0, np.nan], [1.0, np.nan], 0.6),
+        ([4.0], [0.0], np.nan),
+    ],
+)
+def test_the_relative_difference_of_sums(measured, predicted, off):
+    row = watched(measured, predicted)
+    EquilibriumWatch(1)({"central": row, "discrete": {"train_loss": 1.0}})
+    np.testing.assert_allclose(row["trust_equilibrium"], off, atol=1e-15)
+
+
+def test_it_is_averaged_over_a_window():
+    """An oscillation that sets in is believed once most of the window has seen it."""
+    watch, found = EquilibriumWatch(3), []
+    for step in range(0, 90, 3):
+        row = watched([float(step >= 30)], [1.0])
+        watch({"central": row})
+        found.append((float(row["trust_equilibrium"]), int(row["untrusted"])))
+    off = np.array([value for value, _ in found])
+    assert np.all(off[:10] == 1) and off[-1] < 0.05 and np.all(np.diff(off[10:]) < 0)
+    assert [flag for _, flag in found] == list((off > DOUBTFUL).astype(int))
+    seen = np.arange(0, 60, 3) + 3  # steps since it set in
+    share = (1 - np.exp(-seen / WINDOW)) / (1 - np.exp(-(30 + seen) / WINDOW))
+    np.testing.assert_allclose(off[10:], (1 - share) / (1 + share), rtol=1e-12)
+
+
+def rows_of(loss, lr, start, steps, **options):
+    options = {"processes": ["discrete", "central"]} | options
+    return list(cf.simulate(loss, cf.optimizers.GD(lr), start, steps=steps, **options))
+
+
+def series(rows, name):
+    return np.array([float(row.series["central"][name]) for row in rows])
+
+
+def test_a_cycle_close_to_its_onset_is_believed():
+    """GD on (x^2 - 1)^2/4: the predicted variance is 8/9 of the true one around the true centre."""
+    rows = rows_of(lambda w: (w[0] ** 2 - 1) ** 2 / 4, 1.1, np.array([1.02]), 300)
+    true, predicted = (1 - 1 / 1.1) / 4, 2 * (1 - 1 / 1.1) / 9
+    apart = np.sqrt((1 + 3 / 1.1) / 4) - np.sqrt((1 + 2 / 1.1) / 3)
+    measured = true + apart**2
+    off = (measured - predicted) / (measured + predicted)
+    # an average over a window that forgets weighs the two points of the cycle differently
+    uneven = 4 * np.sqrt(true) * abs(apart) * np.tanh(1 / (2 * WINDOW)) / (measured + predicted)
+    assert series(rows, "trust_equilibrium")[-1] == pytest.approx(off, abs=uneven)
+    assert series(rows, "trust_equilibrium")[-200:].max() < DOUBTFUL
+
+
+def test_an_oscillation_that_has_not_set_in_is_seen():
+    """The published run passes the threshold at step 381, and first swings after step 620."""
+    with np.load(PUBLISHED) as file:
+        w0 = file["w0"]
+    task = cf.make_task(
+        cf.data.Chebyshev(6, 20),
+        cf.models.MLP((30, 20), "tanh"),
+        cf.losses.MSE(),
+        dtype="float64",
+        initial_weights=w0,
+    )
+    rows = rows_of(task, 0.2, jnp.asarray(w0), 60, warm_start=400)
+    acts = np.array([row.series["central"]["sigma_eigenvalues"][0] > 0 for row in rows])
+    assert acts.sum() > 30
+    assert series(rows, "untrusted")[acts].all()
