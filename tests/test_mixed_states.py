@@ -103,7 +103,7 @@ def test_pre_inverts_advance(name):
     np.testing.assert_allclose(step, response.rule.update(g, before, w)[0], rtol=1e-11)
 
 
-@each
+@pytest.mark.parametrize("name", [name for name in RULES if name != "averaged twice"])
 def test_what_an_oscillation_adds_is_the_average_over_it(name):
     """Gradients alternate around a mean for long: F of the mean state gains the excess."""
     response, _, s, w, g = example(name)
@@ -122,16 +122,15 @@ def test_what_an_oscillation_adds_is_the_average_over_it(name):
 
     even, odd = cycle(s)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, even, odd)
-    # at the frequency of the whole cycle statistics do not settle, they are averaged over it
     gained = jax.tree.map(
         jnp.add, response.advance(mean, g, w), response.quadratic(mean, g, w, q, q)
     )
     coupling = response.coupling
     found, expected = (coupling.only(x, odd=False) for x in (gained, mean))
-    counts = {"count"}
+    assert any(np.linalg.norm(x) > 0.1 for x in jax.tree.leaves(expected))  # there are averages
 
     def close(path, a, b):
-        if not counts & {getattr(key, "name", None) for key in path}:
+        if "count" not in {getattr(key, "name", None) for key in path}:
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
     jax.tree_util.tree_map_with_path(close, found, expected)

@@ -65,8 +65,7 @@ def test_the_published_run_to_every_printed_digit(published):
 def test_the_published_catapult(published):
     figures, rows = published
     loss, _ = rows("optimizer.lr=0.4169", "steps=11")
-    # The learning rate is known to four digits, and the loss doubles what it is off by at times.
-    np.testing.assert_allclose(loss, figures["catapult_loss"], rtol=0, atol=2e-4)
+    np.testing.assert_allclose(loss, figures["catapult_loss"], rtol=0, atol=1.1 * PRINTED)
 
 
 def test_chebyshev_points_are_the_polynomials():
