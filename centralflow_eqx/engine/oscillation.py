@@ -7,7 +7,6 @@ turns the conditions into a semidefinite complementarity problem.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -28,6 +27,9 @@ from .settings import Resolved
 from .state_rate import AbstractStateRate
 from .symmetric import pairs as pair_indices
 from .symmetric import smat, svec
+
+MarginChange = Callable[[Vector, State], Float[Array, " p"]]
+"""Maps small changes of weights and state to that of the margin, in coordinates."""
 
 
 class Point(eqx.Module):
@@ -113,34 +115,34 @@ def oscillate(
     left = kept * jnp.clip(pairs.theta - 2, 0, slack)
 
     def active() -> Oscillation:
-        third = _weighted_thirds(loss, point, critical)
-        margin = _margin(response, rate, point, third, critical, dt)
-        beta = margin.by_weights + margin.by_state
-        alpha = margin.alpha + jnp.diag(left.astype(margin.alpha.dtype))
-        alpha, beta = restrict(alpha, beta, critical)
-        solution = _solve(response, alpha, beta, fallback)
-        solution = _nothing_to_solve(solution, alpha, 100 * float(jnp.finfo(point.w.dtype).eps))
+        third = weighted_thirds(loss, point, critical)
+        change = gain_change(response, point)
+        by_weights, by_state = margin_response(response, rate, point, change, third, critical, dt)
+        margin = _margin(response, rate, point, change, third, dt)
+        alpha = margin + jnp.diag(left.astype(margin.dtype))
+        alpha, beta = restrict(alpha, by_weights + by_state, critical)
+        solution = solve(response, alpha, beta, fallback)
+        solution = nothing_to_solve(solution, alpha, point.w.dtype)
         X = svec(solution.X)
         # The gradient oscillates by H u = theta P u.
         excess = average_excess(response, point, pairs.theta * pairs.Y, solution.X, critical)
-        by_state = (X @ margin.by_state @ X) / (X @ beta @ X)
         return Oscillation(
             solution,
             X.astype(third.dtype) @ third / 2,
             excess,
-            _pull(point, third),
+            pull(point, third),
             critical,
             jnp.max(left),
-            by_state,
+            (X @ by_state @ X) / (X @ beta @ X),
         )
 
     def quiet() -> Oscillation:
-        return _nothing(point, left)
+        return nothing(point.w, point.post, pairs.theta, left)
 
     return jax.lax.cond(critical > 0, active, quiet)
 
 
-def _solve(
+def solve(
     response: Response, alpha: Float[Array, "m m"], beta: Float[Array, "p p"], fallback: bool
 ) -> ComplementarySolution:
     """The solution of the complementarity problem; its residual is that of the true beta.
@@ -158,15 +160,16 @@ def _solve(
     return eqx.tree_at(lambda s: s.residual, solution, residual)
 
 
-def _nothing_to_solve(
-    solution: ComplementarySolution, alpha: Float[Array, "m m"], rounding: float
+def nothing_to_solve(
+    solution: ComplementarySolution, alpha: Float[Array, "m m"], dtype: DTypeLike
 ) -> ComplementarySolution:
-    """No oscillation where a problem without a solution has a margin of no more than `rounding`.
+    """No oscillation where a problem without a solution has a margin of no more than rounding.
 
     So it is at the threshold itself where no force drives the flow beyond: eigenvalues of 2 are
     known to rounding.
     """
-    nothing = ComplementarySolution(
+    rounding = 100 * float(jnp.finfo(dtype).eps)
+    rest = ComplementarySolution(
         jnp.zeros_like(solution.X),
         alpha,
         jnp.zeros_like(solution.residual),
@@ -174,7 +177,7 @@ def _nothing_to_solve(
         RESULTS.solved,
     )
     instead = (solution.result != RESULTS.solved) & (jnp.max(jnp.abs(alpha)) <= rounding)
-    return jax.tree.map(lambda a, b: jnp.where(instead, a, b), nothing, solution)
+    return jax.tree.map(lambda a, b: jnp.where(instead, a, b), rest, solution)
 
 
 def count_critical(pairs: Eigenpairs, above: float | Float[Array, ""]) -> Int[Array, ""]:
@@ -182,18 +185,20 @@ def count_critical(pairs: Eigenpairs, above: float | Float[Array, ""]) -> Int[Ar
     return jnp.sum(pairs.mask & (pairs.theta > above)).astype(jnp.int32)
 
 
-def _nothing(point: Point, left: Float[Array, " m"]) -> Oscillation:
+def nothing(
+    w: Vector, post: State, theta: Float[Array, " m"], left: Float[Array, " m"]
+) -> Oscillation:
     """What there is where no direction may oscillate."""
-    m, dtype = point.pairs.theta.size, point.w.dtype
+    m = theta.size
     zero = jnp.zeros((m, m), jnp.float64)
-    margin = jnp.diag(2 - point.pairs.theta.astype(jnp.float64))
+    margin = jnp.diag(2 - theta.astype(jnp.float64))
     none = jnp.zeros((), jnp.int64)
     solved = ComplementarySolution(zero, margin, jnp.zeros(()), none, RESULTS.solved)
     return Oscillation(
         solved,
-        jnp.zeros_like(point.w),
-        jax.tree.map(jnp.zeros_like, point.post),
-        jnp.zeros(m, dtype),
+        jnp.zeros_like(w),
+        jax.tree.map(jnp.zeros_like, post),
+        jnp.zeros(m, w.dtype),
         jnp.zeros((), jnp.int32),
         jnp.max(left),
         jnp.full((), jnp.nan, jnp.float64),
@@ -209,7 +214,8 @@ def pair_weights(m: int, dtype: DTypeLike) -> Float[Array, " p"]:
     return jnp.where(rows == columns, 1, 2**0.5).astype(dtype)
 
 
-def _weighted_thirds(loss: Loss, point: Point, critical: Int[Array, ""]) -> Float[Array, "p d"]:
+def weighted_thirds(loss: Loss, point: Point, critical: Int[Array, ""]) -> Float[Array, "p d"]:
+    """Third derivatives of critical pairs as coordinates, so that those of X are their weights."""
     weights = pair_weights(point.pairs.theta.size, point.w.dtype)
     return weights[:, None] * third_derivatives(loss, point.w, point.pairs.U, critical)
 
@@ -218,11 +224,12 @@ def curvature_penalty(
     loss: Loss, point: Point, X: Float[Array, "m m"], critical: Int[Array, ""]
 ) -> tuple[Vector, Float[Array, " m"]]:
     """grad <H, Sigma> / 2 for the covariance `X`, and `Oscillation.pull`."""
-    third = _weighted_thirds(loss, point, critical)
-    return svec(X).astype(third.dtype) @ third / 2, _pull(point, third)
+    third = weighted_thirds(loss, point, critical)
+    return svec(X).astype(third.dtype) @ third / 2, pull(point, third)
 
 
-def _pull(point: Point, third: Float[Array, "p d"]) -> Float[Array, " m"]:
+def pull(point: Point, third: Float[Array, "p d"]) -> Float[Array, " m"]:
+    """`Oscillation.pull`."""
     rows, columns = pair_indices(point.pairs.theta.size)
     own = third[rows == columns]
     return jax.vmap(jnp.vdot)(own, apply_columns(point.gain, own.T).T)
@@ -282,7 +289,7 @@ def state_columns(
     return jax.lax.fori_loop(0, critical * (critical + 1) // 2, fill, none)
 
 
-def gain_change(response: Response, point: Point) -> Callable[[Vector, State], Float[Array, " p"]]:
+def gain_change(response: Response, point: Point) -> MarginChange:
     """Change of U^T 2P U with the weights and the state: dP = -P dK P makes it -2 Y^T dK Y."""
     Y, diagonal = point.pairs.Y, response.structure.gain in ("scalar", "diagonal")
 
@@ -299,29 +306,22 @@ def gain_change(response: Response, point: Point) -> Callable[[Vector, State], F
     return change
 
 
-class _Margin(NamedTuple):
-    """The next margin U^T (2P - H) U = alpha + (by_weights + by_state)[X]."""
-
-    alpha: Float[Array, "m m"]
-    by_weights: Float[Array, "p p"]
-    by_state: Float[Array, "p p"]
-
-
-def _margin(
+def margin_response(
     response: Response,
     rate: AbstractStateRate,
     point: Point,
+    change: MarginChange,
     third: Float[Array, "p d"],
     critical: Int[Array, ""],
     dt: Float[Array, ""],
-) -> _Margin:
-    """The margin after `dt`, in terms of X.
+) -> tuple[Float[Array, "p p"], Float[Array, "p p"]]:
+    """How the margin U^T (2P - H) U after `dt` depends on X: by the weights, and by the state.
 
     The oscillation moves it through the weights, which turn to where curvature falls (and the
-    gain changes, where it depends on them), and through the optimizer's state.
+    gain changes, where it depends on them), and through the optimizer's state. `change` is
+    `gain_change` at `point`.
     """
     pairs, w, post = point.pairs, point.w, point.post
-    change = gain_change(response, point)
     still, kept = jnp.zeros_like(w), jax.tree.map(jnp.zeros_like, post)
     J = response.slopes(post, w)
 
@@ -336,15 +336,26 @@ def _margin(
     def by_state(excess: State) -> Float[Array, " p"]:
         return change(still, jax.tree.map(lambda c, j: rate.fraction(j, dt) * c, excess, J))
 
-    size, m = len(third), pairs.theta.size
-    number = critical * (critical + 1) // 2
-    dw, ds = rate.velocity(response, post, w, point.grad, dt)
-    drift = (change(dw, ds) - third @ dw).astype(jnp.float64)
-    return _Margin(
-        jnp.diag(2 - pairs.theta.astype(jnp.float64)) + smat(drift, m),
+    size, number = len(third), critical * (critical + 1) // 2
+    return (
         jax.lax.fori_loop(0, number, by_weights, jnp.zeros((size, size), jnp.float64)),
         state_columns(response, point, pairs.theta * pairs.Y, critical, by_state),
     )
+
+
+def _margin(
+    response: Response,
+    rate: AbstractStateRate,
+    point: Point,
+    change: MarginChange,
+    third: Float[Array, "p d"],
+    dt: Float[Array, ""],
+) -> Float[Array, "m m"]:
+    """The margin after `dt` if nothing oscillated."""
+    theta = point.pairs.theta
+    dw, ds = rate.velocity(response, point.post, point.w, point.grad, dt)
+    drift = (change(dw, ds) - third @ dw).astype(jnp.float64)
+    return jnp.diag(2 - theta.astype(jnp.float64)) + smat(drift, theta.size)
 
 
 def restrict(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ..engine.curvature import Loss
 from ..engine.response import ONLY_SOMETIMES, Rule, Vector, relax
-from ..engine.settings import Settings
+from ..engine.settings import METHODS, STEP_LENGTHS, Settings
 from ..engine.state_rate import STATE_RATES
 from ..errors import OptionError, did_you_mean, running
 from ..optimizers import AbstractOptimizer, Optax
@@ -133,13 +133,19 @@ def check_settings(settings: Settings, d: int) -> None:
     if settings.state_rate not in STATE_RATES:
         known = ", ".join(map(repr, STATE_RATES))
         raise ValueError(f"state_rate must be one of {known}, got {settings.state_rate!r}")
+    if settings.method not in METHODS:
+        known = ", ".join(map(repr, METHODS))
+        raise ValueError(f"settings.method must be one of {known}, got {settings.method!r}")
+    if settings.max_step is not None and settings.max_step not in STEP_LENGTHS:
+        got = repr(settings.max_step)
+        raise ValueError(f"settings.max_step must be a power of two from 1/8 to 16, got {got}")
     check_count("settings.substeps", settings.substeps, 1)
     check_count("settings.initial", settings.initial, 1)
     check_count("settings.hvp_chunk", settings.hvp_chunk, 0)
     if settings.initial > d:
         wanted = f"settings.initial must be <= {d}, the number of weights"
         raise ValueError(f"{wanted}, got {settings.initial}")
-    for name in ("tol", "track_above", "max_sharpness", "restoration"):
+    for name in ("tol", "step_tol", "track_above", "max_sharpness", "restoration"):
         value = getattr(settings, name)
         if value is not None and not value > 0:
             raise ValueError(f"settings.{name} must be a number > 0, got {value!r}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..engine.curvature import widen
 from ..errors import NumericalStop
-from ..processes import STOP, capacity, widen_state
+from ..processes import STOP, capacity
 from ..record.row import Halt, Row, Weights
 from .advance import NOTHING, advance, thoroughly
 from .equilibrium import EquilibriumWatch
@@ -95,9 +95,9 @@ def _grow(experiment: Experiment, state: RunState, flags: Flags, notify: Notify)
         dict(state.probes),
     )
     for name in (name for name, at in flags.overflow.items() if at == 0):
-        process, room = experiment.members[name], 0
+        process = experiment.members[name]
         room = 2 * capacity(process, processes[name])
-        processes[name] = widen_state(process, processes[name], room)
+        processes[name] = process.widened(processes[name], room)
         notify(f"compiling {name} with room for {room} eigenvalues")
     for name in (name for name, at in flags.crowded.items() if at == 0):
         if name in spectra:

@@ -22,8 +22,10 @@ from .state import Notify
 def build_settings(spec: Spec) -> Settings:
     """How the spec integrates flows and tracks spectra."""
     flow, eigen = spec.flow, spec.eigen
-    assert eigen.tol is not None  # loading a spec fills it in
     return Settings(
+        method=flow.method,
+        step_tol=flow.tol,
+        max_step=flow.max_step,
         substeps=flow.substeps,
         critical_above=flow.critical_above,
         state_rate=flow.state_rate,

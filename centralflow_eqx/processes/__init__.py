@@ -12,7 +12,6 @@ from ._base import (
     View,
     capacity,
     failed,
-    widen_state,
 )
 from ._registry import PROCESSES
 from ._spectra import Sight, has_raw_spectrum, look
@@ -49,5 +48,4 @@ __all__ = [
     "failed",
     "has_raw_spectrum",
     "look",
-    "widen_state",
 ]

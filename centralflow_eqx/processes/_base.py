@@ -159,6 +159,10 @@ class AbstractProcess(eqx.Module):
     def tracked(self, state: Any) -> Eigenpairs | None:
         """The eigenpairs that it needs to move; None for a process that moves without any."""
 
+    @abc.abstractmethod
+    def widened(self, state: Any, capacity: int) -> Any:
+        """The same state with room to track `capacity` eigenpairs."""
+
 
 class AbstractObserver(eqx.Module):
     """A series of weights that is seen in the views of another process, its `source`."""
@@ -176,9 +180,6 @@ def capacity(process: AbstractProcess, state: Any) -> int:
     return 0 if pairs is None else pairs.theta.size
 
 
-def widen_state(process: AbstractProcess, state: Any, capacity: int) -> Any:
-    """The same state with room to track `capacity` eigenpairs."""
-    pairs = process.tracked(state)
-    if pairs is None:
-        return state
-    return eqx.tree_at(process.tracked, state, widen(pairs, capacity))
+def widen_pairs(state: Any, capacity: int) -> Any:
+    """A state whose `pairs` are all that depends on their number, with room for `capacity`."""
+    return eqx.tree_at(lambda s: s.pairs, state, widen(state.pairs, capacity))

@@ -48,6 +48,9 @@ class Discrete(AbstractProcess):
     def tracked(self, state: DiscreteState) -> None:
         return None
 
+    def widened(self, state: DiscreteState, capacity: int) -> DiscreteState:
+        return state
+
 
 def finite(loss: Array, w: Vector) -> STOP:
     """A stop where loss or weights are not finite."""

@@ -53,3 +53,6 @@ class DiscreteMinibatch(AbstractProcess):
 
     def tracked(self, state: MinibatchState) -> None:
         return None
+
+    def widened(self, state: MinibatchState, capacity: int) -> MinibatchState:
+        return state

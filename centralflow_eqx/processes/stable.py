@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..engine.curvature import Eigenpairs
 from ..engine.response import State, Vector, relax
-from ._base import STOP, AbstractProcess, Setting, Verdict, View, flow_refusal
+from ._base import STOP, AbstractProcess, Setting, Verdict, View, flow_refusal, widen_pairs
 from ._registry import PROCESSES
 from ._spectra import common_series
 from .discrete import finite
@@ -86,6 +86,9 @@ class Stable(AbstractProcess):
 
     def tracked(self, state: StableState) -> Eigenpairs:
         return state.pairs
+
+    def widened(self, state: StableState, capacity: int) -> StableState:
+        return widen_pairs(state, capacity)
 
     def _velocity(self, t: Any, y: PyTree, args: PyTree) -> tuple[Vector, State]:
         (w, post), response, rate = y, self.setting.response, self.setting.rate

@@ -11,8 +11,8 @@ from ..engine.curvature import Eigenpairs
 from ..engine.oscillation import Oscillation, count_critical, curvature_penalty
 from ..engine.response import State, Vector, relax
 from ..engine.stationary import StationaryState, solve_stationary, stationary_refusal
-from ._averaged import Moment, take_substeps
-from ._base import AbstractProcess, Setting, Verdict, View, flow_refusal
+from ._base import AbstractProcess, Setting, Verdict, View, flow_refusal, widen_pairs
+from ._first_order import Moment, take_substeps
 from ._registry import PROCESSES
 
 _TOLERANCE = 1e-4  # of the state, far below the error of an Euler step
@@ -53,6 +53,9 @@ class Stationary(AbstractProcess):
 
     def tracked(self, state: StationaryFlowState) -> Eigenpairs:
         return state.pairs
+
+    def widened(self, state: StationaryFlowState, capacity: int) -> StationaryFlowState:
+        return widen_pairs(state, capacity)
 
     def _substep(
         self, state: StationaryFlowState, first: Array

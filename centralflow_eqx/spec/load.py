@@ -200,7 +200,10 @@ def _number(document: Node, path: KeyPath, section: Any) -> tuple[float | None, 
 
 def _resolve(spec: Spec, document: Node) -> Spec:
     """`spec` with defaults that depend on other keys, and absolute paths."""
-    tol = spec.eigen.tol or Settings.tol
+    flow = spec.flow
+    tol = Settings(
+        method=flow.method, step_tol=flow.tol, state_rate=flow.state_rate, tol=spec.eigen.tol
+    ).residual
     folder = os.path.abspath(os.path.expanduser(spec.output.dir))
     resolved = spec.model_copy(
         update={

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import Field, PrivateAttr, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..data import DATASETS
-from ..engine.settings import Settings
+from ..engine.settings import STEP_LENGTHS, Method, Settings
 from ..errors import InputError, Problem
 from ..losses import LOSSES
 from ..models import MODELS
@@ -50,6 +50,12 @@ _GRID = "a mapping of one or more dotted keys, such as optimizer.lr, to lists of
 _ENTRIES = "a list of one or more mappings of keys to values"
 
 
+def _power_of_two(value: float) -> float:
+    if value not in STEP_LENGTHS:
+        raise PydanticCustomError("worded", "must be a power of two from 1/8 to 16, or null")
+    return value
+
+
 class Init(Section):
     """Initial weights from a file, instead of the model's own."""
 
@@ -67,15 +73,23 @@ class Eigen(Section):
     initial: Annotated[int, Ge(1)] = _DEFAULT.initial
     """Number of eigenvalues tracked from the start."""
     tol: Positive | None = None
-    """Relative residual of critical eigenpairs; null: 1e-4, which changed flows by up to 2e-6 of
-    their path. Of others only eigenvalues are used: 1e-3."""
+    """Relative residual of critical eigenpairs; null: three times `flow.tol`, and with Euler's
+    method 1e-4, which changed flows by up to 2e-6 of their path. Of others only eigenvalues are
+    used: 1e-3."""
 
 
 class Flow(Section):
     """How the flows are integrated."""
 
+    method: Method = _DEFAULT.method
+    """How central flows step: to second order, in steps of adaptive or of fixed length, or by
+    Euler's method, which reproduces the paper. `state_rate: backward` is Euler's in any case."""
+    tol: Positive = _DEFAULT.step_tol
+    """Error that adaptive steps may make, relative to the distance they move."""
+    max_step: Annotated[float, AfterValidator(_power_of_two)] | None = None
+    """Optimizer steps that an adaptive step takes at most, and a midstep always; null: 4, and 1."""
     substeps: Annotated[int, Ge(1)] = _DEFAULT.substeps
-    """Substeps per optimizer step."""
+    """Euler steps per optimizer step."""
     critical_above: Annotated[float, Gt(0), Le(2)] = _DEFAULT.critical_above
     """Eigenvalues above this may oscillate."""
     state_rate: Literal["exponential", "backward"] = _DEFAULT.state_rate

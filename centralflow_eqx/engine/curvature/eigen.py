@@ -158,19 +158,21 @@ class EigenTracker(eqx.Module):
         explore: bool | Bool[Array, ""] = False,
         exact_above: float | Float[Array, ""] = float("inf"),
         oscillating: bool | Bool[Array, ""] = False,
+        ahead: float | Float[Array, ""] = 1.0,
     ) -> Eigenpairs:
         """Eigenpairs at the point of `model`, warm-started from `pairs`.
 
         Eigenvectors of eigenvalues above `exact_above` are converged to `tol`. The start is an
-        extrapolation of the last two solves or, where the point oscillates with period two, the
-        solve before the last. As many columns are worked on as were active, and on `explore` one
-        more that reveals what rises. A problem of few dimensions is solved to rounding.
+        extrapolation of the last two solves, `ahead` times as far beyond the last as that is from
+        the one before, or, where the point oscillates with period two, the solve before the last.
+        As many columns are worked on as were active, and on `explore` one more that reveals what
+        rises. A problem of few dimensions is solved to rounding.
         """
         key, draw = jr.split(jr.wrap_key_data(pairs.key))
         worked = self._worked(pairs, explore)
         # A column that has never been seen is drawn at random, but only when it is needed.
         random = explore | (worked > jnp.sum(~pairs.fresh))
-        start = self._start(gain, pairs, worked, draw, random, oscillating)
+        start = self._start(gain, pairs, worked, draw, random, oscillating, ahead)
         found = self._search(model, gain, start, worked, explore, exact_above)
         basis, theta = found.basis, found.theta
         Y = (found.C.T @ basis.V).T
@@ -231,6 +233,7 @@ class EigenTracker(eqx.Module):
         key: PRNGKeyArray,
         random: bool | Bool[Array, ""],
         oscillating: bool | Bool[Array, ""],
+        ahead: float | Float[Array, ""],
     ) -> Float[Array, "d m"]:
         """Forecast eigenvectors; random columns where `fresh`, random noise to explore."""
         m = pairs.theta.size
@@ -240,7 +243,7 @@ class EigenTracker(eqx.Module):
         # close eigenvalues turn arbitrarily between solves.
         overlap = jnp.where(kept[:, None] & kept, pairs.previous.T @ pairs.U, identity)
         left, _, right = jnp.linalg.svd(overlap, full_matrices=False)
-        forecast = 2 * pairs.Y - pairs.previous @ (left @ right)
+        forecast = pairs.Y + ahead * (pairs.Y - pairs.previous @ (left @ right))
         start = jnp.where(oscillating, pairs.previous, forecast)
 
         def perturbed(start: Float[Array, "d m"]) -> Float[Array, "d m"]:
