@@ -34,7 +34,7 @@ from .symmetric import pairs as pair_indices
 from .symmetric import smat, split, svec
 
 _CORRECTIONS = 2  # with one, errors are three times as large
-_SETTLED = 0.1  # share of the tolerance that a correction has to reach to be made
+_SETTLED = 0.3  # share of the tolerance that a correction has to reach to be made
 SUBSTEPS = 0.3  # what counts of the error of substeps, which is estimated generously
 
 
@@ -132,15 +132,19 @@ def widen_memory(memory: Memory, k: int) -> Memory:
 
 
 class _Halfway(NamedTuple):
-    """Half a step ahead: the point, the geometry, the slopes of the state's recursion there, how
-    the margin at the end answers to X, and how far it may then be negative."""
+    """Half a step ahead: the point, the geometry, the slopes of the state's recursion there, for
+    how long momentum lasts, how the margin that is kept answers to X, the margin at the start, and
+    how negative it may be then and at the end.
+    """
 
     point: Point
     geometry: Geometry
     slopes: State
+    lifetime: Float[Array, ""]
     by_weights: Float[Array, "p p"]
     by_state: Float[Array, "p p"]
-    left: Float[Array, "k k"]
+    start: Float[Array, "k k"]
+    left: tuple[Float[Array, "k k"], Float[Array, "k k"]]
 
     @property
     def beta(self) -> Float[Array, "p p"]:
@@ -148,13 +152,14 @@ class _Halfway(NamedTuple):
 
 
 class _Corrected(NamedTuple):
-    """A passage with the oscillation `now`, the margin it ends with, and the oscillation that this
-    margin asks for."""
+    """A passage with the oscillation `now`, the margin it ends with, that which is to be kept, and
+    the oscillation that they ask for."""
 
     now: ComplementarySolution
     then: ComplementarySolution
     passage: Passage
     margin: Float[Array, "k k"]
+    kept: Float[Array, "k k"]
     number: Int[Array, ""]
     gradients: Int[Array, ""]
 
@@ -164,11 +169,11 @@ def steer(flow: Flow, outlook: Outlook, h: Float[Array, ""]) -> Course:
     half = _look_ahead(flow, outlook, h)
     found = _correct(flow, outlook, half, h)
     if not flow.penalised:
-        passage, margin = _go(flow, outlook, half, found.now.X, h, penalised=False)
+        passage, margin, _ = _go(flow, outlook, half, found.now.X, h, penalised=False)
         gradients = found.gradients + passage.gradients
         found = found._replace(passage=passage, margin=margin, gradients=gradients)
     reach, X = _reach(flow, half, h), svec(found.now.X)
-    short = jnp.maximum(-jnp.diagonal(found.margin + half.left), 0).astype(reach.dtype)
+    short = jnp.maximum(-jnp.diagonal(found.kept), 0).astype(reach.dtype)
     return Course(
         # whether there is a solution is what was found last
         eqx.tree_at(lambda s: s.result, found.now, found.then.result),
@@ -178,7 +183,7 @@ def steer(flow: Flow, outlook: Outlook, h: Float[Array, ""]) -> Course:
         found.gradients,
         reach,
         jnp.max(reach * short),
-        jnp.max(half.left).astype(reach.dtype),
+        jnp.max(half.left[1]).astype(reach.dtype),
         (X @ half.by_state @ X) / (X @ half.beta @ X),
     )
 
@@ -187,18 +192,22 @@ def _correct(flow: Flow, outlook: Outlook, half: _Halfway, h: Float[Array, ""]) 
     """Passages with one oscillation after another, until the last asks for the same again."""
     critical, settings, w = half.geometry.critical, flow.settings, outlook.point.w
 
-    def ask(now: ComplementarySolution, margin: Float[Array, "k k"]) -> ComplementarySolution:
-        rest = margin + half.left - smat(half.beta @ svec(now.X), len(margin))
-        alpha, beta = restrict(rest, half.beta, critical)
+    def ask(
+        now: ComplementarySolution, margin: Float[Array, "k k"], kept: Float[Array, "k k"]
+    ) -> ComplementarySolution:
+        rest = kept - smat(half.beta @ svec(now.X), len(margin))
+        # Nothing begins to oscillate before it is critical, however fast it becomes so.
+        quiet = (jnp.diagonal(now.X) <= 0) & (jnp.diagonal(margin) > 0)
+        alpha, beta = restrict(rest, half.beta, (jnp.arange(len(rest)) < critical) & ~quiet)
         found = solve(flow.response, alpha, beta, flow.fallback)
         return nothing_to_solve(found, alpha, w.dtype)
 
     def once(before: _Corrected) -> _Corrected:
         now = before.then
-        passage, margin = _go(flow, outlook, half, now.X, h, penalised=True)
-        then = jax.lax.cond(critical > 0, ask, lambda now, _: now, now, margin)
+        passage, margin, kept = _go(flow, outlook, half, now.X, h, penalised=True)
+        then = jax.lax.cond(critical > 0, ask, lambda now, *_: now, now, margin, kept)
         gradients = before.gradients + passage.gradients
-        return _Corrected(now, then, passage, margin, before.number + 1, gradients)
+        return _Corrected(now, then, passage, margin, kept, before.number + 1, gradients)
 
     def unsettled(now: _Corrected) -> Array:
         change = svec(now.then.X - now.now.X).astype(w.dtype) @ half.geometry.third / 2
@@ -211,8 +220,8 @@ def _correct(flow: Flow, outlook: Outlook, half: _Halfway, h: Float[Array, ""]) 
 
     guess, none = _guess(outlook, h), jnp.zeros((), jnp.int32)
     shapes = jax.eval_shape(lambda X: _go(flow, outlook, half, X, h, penalised=True), guess.X)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    begin = _Corrected(guess, guess, *nothing, none, none)
+    passage, margin, kept = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    begin = _Corrected(guess, guess, passage, margin, kept, none, none)
     return jax.lax.while_loop(unsettled, once, begin)
 
 
@@ -224,8 +233,13 @@ def _go(
     h: Float[Array, ""],
     *,
     penalised: bool,
-) -> tuple[Passage, Float[Array, "k k"]]:
-    """The passage with an oscillation of covariance `X`, and the margin after it."""
+) -> tuple[Passage, Float[Array, "k k"], Float[Array, "k k"]]:
+    """The passage with an oscillation of covariance `X`, the margin after it, and the margin that
+    is to be kept: the same, or where it would be if it went on for as long as momentum lasts.
+
+    Momentum answers to a force when the step is long over. A margin that is kept in this sense
+    comes to rest at zero, or what is left of an unstable start, as fast as momentum lets it.
+    """
     passage = pass_through(
         flow.loss,
         flow.response,
@@ -236,7 +250,9 @@ def _go(
         h,
         flow.settings.rows,
     )
-    return passage, _margin_after(flow, outlook, half, passage)
+    margin = _margin_after(flow, outlook, half, passage)
+    begun, ended = half.start + half.left[0], margin + half.left[1]
+    return passage, margin, ended + half.lifetime / h * (ended - begun)
 
 
 def remember(outlook: Outlook, course: Course, h: Float[Array, ""]) -> Memory:
@@ -296,15 +312,21 @@ def _look_ahead(flow: Flow, outlook: Outlook, h: Float[Array, ""]) -> _Halfway:
         middle.critical,
         h,
     )
-    left = jnp.clip(middle.theta - 2, 0, outlook.slack)
-    left = jnp.exp(-flow.settings.restoration * h) * left
+    slopes = response.slopes(post, point.w)
+    lifetime = _lasting(flow, post, slopes, point.w)
+    if response.structure.momentum:
+        by_weights = by_weights + lifetime * _at_once(flow, halfway, middle.third)
+        by_state = by_state * (1 + lifetime / h)
+    left = jnp.diag(jnp.clip(middle.theta - 2, 0, outlook.slack).astype(jnp.float64))
     return _Halfway(
         halfway,
         middle,
-        response.slopes(post, point.w),
+        slopes,
+        lifetime,
         by_weights,
         by_state,
-        jnp.diag(left.astype(jnp.float64)),
+        jnp.diag(2 - middle.theta.astype(jnp.float64)),
+        (left, jnp.exp(-flow.settings.restoration * h) * left),
     )
 
 
@@ -336,14 +358,37 @@ def _margin_after(
 ) -> Float[Array, "k k"]:
     """The margin after a passage."""
     point, Y = outlook.point, half.geometry.Y
-    turned = half.geometry.third @ (passage.w - point.w)
+    turned = smat(half.geometry.third @ (passage.w - point.w), len(half.start))
     gain = flow.response.gain(passage.s, passage.w)
     if isinstance(gain, lx.DiagonalLinearOperator):
         change = (lx.diagonal(gain) - lx.diagonal(point.gain))[:, None] * Y
     else:
         change = apply_columns(gain, Y) - apply_columns(point.gain, Y)
-    change = -smat(turned, half.geometry.theta.size) - 2 * Y.T @ change
-    return jnp.diag(2 - half.geometry.theta).astype(jnp.float64) + change
+    return half.start - turned - 2 * Y.T @ change
+
+
+def _lasting(flow: Flow, post: State, slopes: State, w: Vector) -> Float[Array, ""]:
+    """For how many optimizer steps momentum lasts; zero without."""
+    longest = jnp.zeros((), w.dtype)
+    if not flow.response.structure.momentum:
+        return longest
+    momenta = flow.response.momenta(post, w)
+    for J, is_one in zip(jax.tree.leaves(slopes), jax.tree.leaves(momenta), strict=True):
+        decays = is_one & (J > 0) & (J < 1)
+        last = jnp.where(decays, flow.rate.lifetime(jnp.where(decays, J, 0.5)), 0)
+        longest = jnp.maximum(longest, jnp.max(last, initial=0))
+    return longest
+
+
+def _at_once(flow: Flow, halfway: Point, third: Float[Array, "p d"]) -> Float[Array, "p p"]:
+    """How the rate of the margin answers to X by the share of the gradient that no momentum has."""
+    response, post, w = flow.response, halfway.post, halfway.w
+    still = response.step_from(post, jnp.zeros_like(w), w)
+
+    def answer(pressure: Vector) -> Float[Array, " p"]:
+        return -third @ (response.step_from(post, pressure, w) - still)
+
+    return jax.lax.map(answer, third / 2).T.astype(jnp.float64)
 
 
 def _reach(flow: Flow, half: _Halfway, h: Float[Array, ""]) -> Float[Array, " k"]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .complementarity import (
     RESULTS,
@@ -120,7 +120,7 @@ def oscillate(
         by_weights, by_state = margin_response(response, rate, point, change, third, critical, dt)
         margin = _margin(response, rate, point, change, third, dt)
         alpha = margin + jnp.diag(left.astype(margin.dtype))
-        alpha, beta = restrict(alpha, by_weights + by_state, critical)
+        alpha, beta = restrict(alpha, by_weights + by_state, jnp.arange(len(alpha)) < critical)
         solution = solve(response, alpha, beta, fallback)
         solution = nothing_to_solve(solution, alpha, point.w.dtype)
         X = svec(solution.X)
@@ -359,11 +359,10 @@ def _margin(
 
 
 def restrict(
-    alpha: Float[Array, "m m"], beta: Float[Array, "p p"], critical: Int[Array, ""]
+    alpha: Float[Array, "m m"], beta: Float[Array, "p p"], kept: Bool[Array, " m"]
 ) -> tuple[Float[Array, "m m"], Float[Array, "p p"]]:
-    """Decouple the directions that are not critical, with a positive margin of their own."""
+    """Decouple the directions that are not `kept`, with a positive margin of their own."""
     m = alpha.shape[0]
-    kept = jnp.arange(m) < critical
     alpha = jnp.where(kept[:, None] & kept, alpha, 0)
     size = jnp.max(jnp.abs(alpha))
     margin = jnp.where(size > 0, size, 1)

@@ -62,6 +62,10 @@ class AbstractStateRate(eqx.Module):
         the oscillation adds to the average of F.
         """
 
+    @abc.abstractmethod
+    def lifetime(self, J: Float[Array, "..."]) -> Float[Array, "..."]:
+        """How long a deviation of the state lasts, for 0 < J < 1."""
+
     def velocity(
         self, response: Response, post: State, w: Vector, g: Vector, dt: Time
     ) -> tuple[Vector, State]:
@@ -95,6 +99,9 @@ class Backward(AbstractStateRate):
 
     def rate(self, J: Float[Array, "..."]) -> Float[Array, "..."]:
         return 1 / jnp.where(J == 0, 1, J)
+
+    def lifetime(self, J: Float[Array, "..."]) -> Float[Array, "..."]:
+        return J / (1 - J)
 
     def substep(self, response, s, w, gradients, excess, dt):
         g, g_mean = gradients
@@ -132,6 +139,9 @@ class Exponential(AbstractStateRate):
         # An entry that forgets at once (J = 0) follows its target within a step, as in Backward.
         rest = jnp.where((J == 1) | (J == 0), 0, 1 - J)
         return jnp.where(rest == 0, 1, -jnp.log1p(-rest) / jnp.where(rest == 0, 1, rest))
+
+    def lifetime(self, J: Float[Array, "..."]) -> Float[Array, "..."]:
+        return -1 / jnp.log(J)
 
     def substep(self, response, s, w, gradients, excess, dt):
         _, g_mean = gradients

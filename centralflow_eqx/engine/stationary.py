@@ -158,7 +158,7 @@ def _newton_step(
     beta = state_columns(
         response, point, amplitudes, critical, lambda excess: change(still, settle(excess))
     )
-    solution = solve_complementarity(*restrict(alpha, beta, critical))
+    solution = solve_complementarity(*restrict(alpha, beta, jnp.arange(len(alpha)) < critical))
     excess = average_excess(response, point, amplitudes, solution.X, critical)
     return solution, settle(jax.tree.map(jnp.add, gap, excess))
 

@@ -6,12 +6,15 @@ where the optimizer's does.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 SHORTEST = 1 / 8
 FIRST = 1 / 4
 """Length of a first step, which has no slopes to extrapolate by."""
-_CAUTION = 0.9
+_AIM = 1.1
+"""Share of the length that the error allows: what single steps are off by partly cancels along a
+flow, whose error was a quarter to two thirds of theirs."""
+_SURPRISE = 2.0  # eigenvalues may rise so many times as fast as they did
 _FAR_OFF = 4.0  # an error of so many times what is allowed is not put up with
 
 
@@ -28,7 +31,7 @@ def next_length(
 ) -> Float[Array, ""]:
     """The length that makes an error of `tol`, where one of `h` made `error`, at most twice it."""
     most = jnp.minimum(2 * h, longest)
-    fit = _CAUTION * h * jnp.sqrt(tol / jnp.maximum(error, jnp.finfo(h.dtype).tiny))
+    fit = _AIM * h * jnp.sqrt(tol / jnp.maximum(error, jnp.finfo(h.dtype).tiny))
     # an error that is not known is no reason to go on as before
     fit = jnp.where(jnp.isnan(fit), SHORTEST, fit)
     return power_of_two(jnp.clip(fit, SHORTEST, most))
@@ -48,11 +51,14 @@ def onset_length(tol: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def arrival(
-    theta: Float[Array, " m"], rates: Float[Array, " m"], waiting: Array
+    theta: Float[Array, " m"],
+    rates: Float[Array, " m"],
+    waiting: Bool[Array, " m"],
+    threshold: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """The time until the first of the `waiting` eigenvalues would reach 2 at these rates."""
+    """When the first of the `waiting` eigenvalues would reach a threshold at twice these rates."""
     rising = waiting & (rates > 0)
-    left = jnp.maximum(2 - theta, 0) / jnp.where(rising, rates, 1)
+    left = jnp.maximum(threshold - theta, 0) / jnp.where(rising, _SURPRISE * rates, 1)
     return jnp.min(jnp.where(rising, left, jnp.inf), initial=jnp.inf)
 
 

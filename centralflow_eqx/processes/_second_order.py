@@ -267,7 +267,7 @@ def _foresee(
     if settings.stepping == "adaptive":
         variances = jnp.diagonal(R.T @ memory.X.astype(R.dtype) @ R)
         still = jnp.ones(theta.size, bool).at[: len(variances)].set(variances <= 0)
-        comes = arrival(theta, rates, pairs.mask & still & (theta < 2))
+        comes = arrival(theta, rates, pairs.mask & still & (theta < 2), above)
         h = jnp.minimum(h, jnp.where(memory.moved > 0, 2 * memory.h, FIRST))
         least = jnp.minimum(h, onset_length(settings.step_tol))
         h = aligned(power_of_two(jnp.clip(comes, least, h)), state.phase)

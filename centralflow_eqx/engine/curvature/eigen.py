@@ -213,7 +213,7 @@ class EigenTracker(eqx.Module):
     ) -> Bool[Array, " m"]:
         """Active columns whose residual is larger than it may be."""
         tol = jnp.asarray(self.tol)
-        watched = jnp.maximum(tol, jnp.minimum(jnp.sqrt(tol), _WATCHED))
+        watched = jnp.maximum(3 * tol, jnp.minimum(jnp.sqrt(tol), _WATCHED))
         allowed = jnp.where(theta > exact_above, tol, watched)
         return (jnp.arange(theta.size) < self._active(theta)) & ~(residuals <= allowed)
 

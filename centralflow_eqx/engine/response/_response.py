@@ -287,6 +287,15 @@ class Response(eqx.Module):
         second = jax.jvp(both(swung(q)), (g, s), swung(r))[1]
         return coupling.only(_scale(0.5, second), odd=False)
 
+    def momenta(self, s: State, w: Vector) -> State:
+        """Of each leaf of the state, whether it answers linearly to the gradient."""
+        if self.coupling is not None:
+            odd = self.coupling.only(jax.tree.map(jnp.ones_like, s), odd=True)
+        else:
+            still = jax.tree.map(jnp.zeros_like, (s, w))
+            odd = self.linearise(s, w)(jnp.ones_like(w), *still)[1]
+        return jax.tree.map(lambda m: jnp.any(m != 0), odd)
+
     def nonlinearity(self, s: State, w: Vector, g: Vector) -> Float[Array, ""]:
         """How far, relatively, step and state are from what the theory assumes of them.
 
@@ -294,14 +303,10 @@ class Response(eqx.Module):
         linear in the gradient, and the statistics quadratic in it; tested by scaling gradient and
         momenta by -1, 0, 1/2 and 1.
         """
-        momentum = self.linearise(s, w)(jnp.ones_like(w), *jax.tree.map(jnp.zeros_like, (s, w)))[1]
-        coupling = self.coupling
-
-        if coupling is not None:
-            momentum = coupling.only(jax.tree.map(jnp.ones_like, s), odd=True)
+        swinging, coupling = self.momenta(s, w), self.coupling
 
         def scaled(c: Float[Array, ""]) -> State:
-            return jax.tree.map(lambda x, m: jnp.where(jnp.any(m != 0), c * x, x), s, momentum)
+            return jax.tree.map(lambda x, odd: jnp.where(odd, c * x, x), s, swinging)
 
         def together(c: Float[Array, ""]) -> Vector:
             return self.step_from(scaled(c), c * g, w)
