@@ -3,6 +3,8 @@
 Thresholds and gains of every rule are in test_contract.
 """
 
+import re
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -178,6 +180,17 @@ def test_a_matrix_decay_takes_the_general_path():
     assert tuple(response.structure) == ("diagonal", "general", False, False, False, False, "")
     expected = ETA * jnp.linalg.inv(jnp.eye(D) - W / 2)
     close(dense(response.gain(s, w)), expected, 1e-10)
+
+
+def test_what_solves_for_the_decay_decomposes_no_batch():
+    response, s, w = derive_fresh(MatrixDecay(GD(ETA), W))
+
+    def gain(w, rows):
+        return jax.vmap(response.gain(s, w).mv)(rows)
+
+    program = jax.jit(gain).lower(w, jnp.eye(D)).compile().as_text()
+    ranks = [shape.count(",") + 1 for shape in re.findall(r"f64\[([\d,]+)\].*lapack", program)]
+    assert ranks and max(ranks) == 2
 
 
 def test_hyperparameters_become_arrays_unless_a_rule_has_to_know_them():

@@ -1,5 +1,8 @@
 """Shampoo: its steps in NumPy, its gain in closed form, its threshold, and how the gain moves."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import equinox as eqx
@@ -226,3 +229,26 @@ def test_how_the_gain_moves_where_eigenvalues_meet(derived):
     s = s._replace(statistics={**s.statistics, "W": met})
     exact, numeric = moving_gain(response, s, ds, w, y)
     np.testing.assert_allclose(exact, numeric, rtol=0, atol=1e-7 * float(jnp.max(jnp.abs(exact))))
+
+
+PROBED = """
+import jax
+import jax.numpy as jnp
+
+from centralflow_eqx.engine.response import Response, Rule, Structure, relax
+from centralflow_eqx.optimizers import Shampoo
+
+jax.config.update("jax_enable_x64", True)
+SHAPE = (MATRICES, 48, 48)
+w = jnp.cos(jnp.arange(float(jnp.prod(jnp.array(SHAPE)))))
+rule = Rule(Shampoo(0.1), lambda w: list(w.reshape(SHAPE)))
+s = relax(rule.update(w, rule.init(w), w)[1], w)
+nonlinearity = jax.jit(Response(rule, Structure()).nonlinearity)
+assert all(nonlinearity(s, w, w) < 1e-8 for _ in range(10))
+"""
+
+
+def test_decompositions_do_not_wait_for_each_other():
+    # Batches of matrices would for ever, once as many as there are threads are due.
+    program = PROBED.replace("MATRICES", str(min(2 * (os.cpu_count() or 1), 16)))
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

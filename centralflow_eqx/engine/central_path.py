@@ -20,7 +20,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .symmetric import smat, svec
+from .symmetric import decompose, smat, svec
 
 _EPSILON = float(np.finfo(np.float64).eps)
 _PATH_START, _PATH_END = 10.0, 1e-24  # eps
@@ -53,7 +53,7 @@ def judge(problem: Problem, x: Float[Array, " p"]) -> Attempt:
     size_x = jnp.linalg.norm(x)
     size_z = jnp.linalg.norm(problem.alpha) + jnp.linalg.norm(image)
     y = x / jnp.where(size_x > 0, size_x, 1.0)
-    spectra = jnp.linalg.eigvalsh(smat(jnp.stack([x, z, problem.beta.T @ y]), problem.k))
+    spectra, _ = decompose(smat(jnp.stack([x, z, problem.beta.T @ y]), problem.k))
 
     violations = jnp.stack([-spectra[0, 0], -spectra[1, 0], jnp.abs(x @ z)])
     scales = jnp.stack([size_x, size_z, size_x * size_z])
@@ -119,7 +119,7 @@ def _direct(problem: Problem, point: _PathPoint, frame: _Frame, last: _Direction
     dx = lx.linear_solve(system, target + frame.E.T @ excess, lx.LU(), throw=False).value
     step = smat(jnp.stack([dx, target - dx]), k)
     root = jnp.sqrt(scale)
-    lowest = jnp.min(jnp.linalg.eigvalsh(step / (root[:, None] * root[None, :])))
+    lowest = jnp.min(decompose(step / (root[:, None] * root[None, :]))[0])
     longest = jnp.minimum(1 / jnp.maximum(-lowest, _EPSILON), 1 / _BACK_OFF)
     return _Direction(step[0], step[1], longest, eps)
 
@@ -136,11 +136,9 @@ def _follow(problem: Problem, point: _PathPoint) -> _PathPoint:
     )
     length = _BACK_OFF * direction.longest
     middle = jnp.diag(frame.scale)
-    factors = jnp.linalg.cholesky(
-        jnp.stack([middle + length * direction.dX, middle + length * direction.dZ])
-    )
+    R, S = (jnp.linalg.cholesky(middle + length * d) for d in (direction.dX, direction.dZ))
     eps = point.eps + length * (direction.eps - point.eps)
-    return _PathPoint(frame.G @ factors[0], frame.H @ factors[1], eps)
+    return _PathPoint(frame.G @ R, frame.H @ S, eps)
 
 
 def follow_path(

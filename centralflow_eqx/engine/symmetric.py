@@ -31,6 +31,15 @@ def smat(v: Float[Array, "*b p"], k: int) -> Float[Array, "*b k k"]:
     return v[..., position] * np.where(np.eye(k, dtype=bool), 1.0, np.sqrt(0.5))
 
 
+def decompose(A: Float[Array, "n k k"]) -> tuple[Float[Array, "n k"], Float[Array, "n k k"]]:
+    """Eigenvalues and eigenvectors of symmetric matrices, one matrix after the other.
+
+    A batch is shared out among XLA's threads for CPUs by one of them, which waits until all of it
+    is done. Where as many batches are due at once as there are threads, they wait for ever.
+    """
+    return jax.lax.map(jnp.linalg.eigh, A)
+
+
 @jax.custom_jvp
 def split(A: Float[Array, "k k"]) -> tuple[Float[Array, "k k"], Float[Array, "k k"]]:
     """The positive and the negative part: A = X - Z with X, Z >= 0 and X Z = 0.

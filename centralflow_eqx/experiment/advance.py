@@ -14,6 +14,7 @@ from ..engine.curvature import Eigenpairs, apply_columns
 from ..engine.loop import Outcome, bounded_scan
 from ..engine.oscillation import Modes, modes
 from ..engine.response import Vector
+from ..engine.symmetric import decompose
 from ..processes import (
     PROCESSES,
     STOP,
@@ -182,7 +183,6 @@ def measure(
 
 @program
 def compare(
-    setting: Setting,
     start: Vector,
     names: tuple[str, ...],
     weights: dict[str, Array],
@@ -202,17 +202,16 @@ def compare(
     if "discrete" in weights:
         for name, view in views.items():
             displaced = weights["discrete"] - weights[name]
-            variances = jax.vmap(lambda v, x: _projected(setting, v, x))(view, displaced)
-            own[name]["empirical_variances"] = variances
+            own[name]["empirical_variances"] = _projected(view, displaced)
     return apart, own
 
 
-def _projected(setting: Setting, view: View, displacement: Vector) -> Float[Array, " m"]:
-    """Squared coordinates of a displacement along the modes of an oscillation."""
+def _projected(view: Rows, displacements: Float[Array, "n d"]) -> Float[Array, "n m"]:
+    """Squared coordinates of every row's displacement along the modes of its oscillation."""
     assert view.oscillation is not None
     swing = view.oscillation
-    V = jnp.linalg.eigh(swing.X)[1][:, ::-1].astype(swing.Y.dtype)
-    return (V.T @ (swing.Y.T @ displacement)) ** 2
+    rotations = decompose(swing.X)[1][:, :, ::-1].astype(swing.Y.dtype)
+    return jax.vmap(lambda V, Y, x: V.T @ (Y.T @ x))(rotations, swing.Y, displacements) ** 2
 
 
 def advance(
@@ -237,7 +236,6 @@ def advance(
     seen = {name: seen[name] for name in experiment.recorded}
     probes = dict(state.probes)
     apart, own = compare(
-        experiment.setting,
         experiment.start,
         experiment.recorded,
         {name: track.weights for name, track in seen.items()},

@@ -329,7 +329,8 @@ class Response(eqx.Module):
             return flat_state(coupling.only(self.advance(before, c * g, w), odd=True), w)
 
         def parts(f: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
-            minus, still, half, plus = jax.vmap(f)(jnp.array([-1.0, 0.0, 0.5, 1.0], w.dtype))
+            # One after the other: what a rule decomposes is no batch then; see `decompose`.
+            minus, still, half, plus = jax.lax.map(f, jnp.array([-1.0, 0.0, 0.5, 1.0], w.dtype))
             odd, even = (plus - minus) / 2, (plus + minus) / 2 - still
             return even, half - still - odd / 2 - even / 4, plus - still
 
@@ -384,10 +385,18 @@ def _divide(numerator: State, slopes: State) -> State:
 
 def _gmres(product: Callable[[Vector], Vector], b: Vector) -> Vector:
     """The solution of a linear system to rounding, NaN where there is none."""
-    operator = lx.FunctionLinearOperator(product, jax.ShapeDtypeStruct(b.shape, b.dtype))
+    arrays, static = eqx.partition(eqx.filter_closure_convert(product, b), eqx.is_array)
     tol = 10 * float(jnp.finfo(b.dtype).eps)
-    solution = lx.linear_solve(operator, b, lx.GMRES(rtol=tol, atol=tol), throw=False)
-    return jnp.where(solution.result == lx.RESULTS.successful, solution.value, jnp.nan)
+
+    @jax.custom_batching.sequential_vmap  # its own QR is no batch then; see `decompose`
+    def solve(arrays: Any, b: Vector) -> Vector:
+        operator = lx.FunctionLinearOperator(
+            eqx.combine(arrays, static), jax.ShapeDtypeStruct(b.shape, b.dtype)
+        )
+        solution = lx.linear_solve(operator, b, lx.GMRES(rtol=tol, atol=tol), throw=False)
+        return jnp.where(solution.result == lx.RESULTS.successful, solution.value, jnp.nan)
+
+    return solve(arrays, b)
 
 
 def _scale(factor: float, tree: State) -> State:
