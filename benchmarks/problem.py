@@ -39,6 +39,7 @@ class Problem(NamedTuple):
     ) -> tuple[Experiment, RunState]:
         """A run of one process from here, that tracks `TRACKED` eigenpairs whatever their size."""
         settings = Settings(
+            method="euler",
             substeps=substeps,
             critical_above=CRITICAL_ABOVE,
             track_above=float("inf"),

@@ -211,7 +211,7 @@ def products_in_a_cycle(every):
             processes=("discrete",),
             steps=60 * every,
             record_every=every,
-            settings=Settings(initial=3),
+            settings=Settings(initial=3, tol=1e-4),
         )
     )
     return np.mean([row.series["discrete"]["hvps"] for row in rows[-20:]])

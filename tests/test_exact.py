@@ -49,7 +49,7 @@ def test_each_substep_is_a_catching_up_step(substeps):
         jnp.concatenate([jnp.zeros(2), y0]),
         processes=("central",),
         steps=36,
-        settings=Settings(substeps=substeps, critical_above=-1.0, initial=2),
+        settings=Settings(method="euler", substeps=substeps, critical_above=-1.0, initial=2),
     )
     expected, ranks = symmetric(y0), set()
     for row in rows:
@@ -98,7 +98,7 @@ def test_valley_flow_tends_to_a_projected_gradient_flow_at_first_order():
             jnp.array([0.0, *y0]),
             processes=("central",),
             steps=steps + 1,
-            settings=Settings(substeps=1),
+            settings=Settings(method="euler", substeps=1),
             record_every=steps,
         )
         errors.append(np.linalg.norm(last.weights["central"][1:] - exact))
@@ -185,7 +185,7 @@ def test_scalar_rmsprop_locks_to_the_sharpness():
     rule = Rule(optimizer, identity)
     post = jax.tree.map(lambda x: x.astype(float), state)
     response = derive(rule, post, w, w, jr.key(0))
-    settings = Settings().resolved(w.dtype, restoration=np.inf)
+    settings = Settings(state_rate="backward").resolved(w.dtype, restoration=np.inf)
     process = Central(Setting(Parabola(S), response, Backward(), settings))
     now = process.init(w, state, unsolved(1, 2, w.dtype, jr.key(0)), jr.key(0))
     move = eqx.filter_jit(process.move)
@@ -223,7 +223,7 @@ def test_an_unstable_start_is_made_stable_at_the_asked_rate(restoration):
             jnp.array([0.0, start]),
             processes=["central"],
             steps=4,
-            settings=Settings(substeps=substeps, restoration=restoration),
+            settings=Settings(method="euler", substeps=substeps, restoration=restoration),
         )
     )
     theta = [row.series["central"]["eigenvalues"][0] for row in rows]

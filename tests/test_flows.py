@@ -131,7 +131,7 @@ def test_the_central_flow_converges_at_first_order_in_the_substep():
             start,
             processes=("central",),
             steps=25,
-            settings=Settings(substeps=substeps),
+            settings=Settings(method="euler", substeps=substeps),
             record_every=24,
         )
         return last

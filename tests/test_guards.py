@@ -131,7 +131,7 @@ def test_a_direction_that_is_found_late_is_let_down_gently():
     loss = Quadratic(jnp.asarray(np.diag([2.6, 1.7, 1.6, *np.linspace(0.5, 0, 29)])))
     rule = flat_rule(GD(1.0))
     w, grad, s = warm_state(rule, 32)
-    settings = Settings(substeps=1, restoration=0.25).resolved(w.dtype, 0.5)
+    settings = Settings(method="euler", substeps=1, restoration=0.25).resolved(w.dtype, 0.5)
     flow = Central(Setting(loss, derive(rule, s, w, grad, jr.key(0)), Exponential(), settings))
     hidden = jnp.eye(32)[:, 1:5]
     pairs = eqx.tree_at(

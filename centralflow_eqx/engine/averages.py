@@ -17,8 +17,9 @@ from .response import Response, State, Vector
 from .state_rate import AbstractStateRate
 
 _MIDPOINTS, _LEAPS = 2, 3
-"""Substeps per optimizer step, of rules without and with momentum. Momentum rings at up to two
-radians a step, which a leapfrog of thirds of a step keeps stable."""
+"""Substeps per optimizer step, of rules without and with momentum, and at least: it takes so many
+to see what they are off by. Momentum rings at up to two radians a step, which a leapfrog of thirds
+of a step keeps stable."""
 
 
 class Place(NamedTuple):
@@ -69,7 +70,7 @@ class _Motion(NamedTuple):
         return jax.tree.map(jnp.add, s, self.rate.increment(target, s, self.slopes, e))
 
     def velocity(self, s: State, g: Vector, w: Vector) -> Vector:
-        return self.response.step_from(s, g + self.field.penalty, w)
+        return self.response.step_from(s, g + self.field.penalty, w, self.slopes)
 
 
 class _Underway(NamedTuple):
@@ -103,12 +104,12 @@ def pass_through(
     """
     momentum = response.structure.momentum
     advance, per_step = (_leap, _LEAPS) if momentum else (_midpoint, _MIDPOINTS)
-    number = jnp.ceil(per_step * duration).astype(jnp.int32)
+    number = jnp.ceil(per_step * jnp.maximum(duration, 1)).astype(jnp.int32)
     e = duration / number.astype(duration.dtype)
     motion = _Motion(loss, response, rate, field, slopes)
 
     def substep(i: Array, now: _Underway) -> _Underway:
-        station = jnp.where(i % per_step == 0, i // per_step, rows)
+        station = jnp.where(i % per_step == 0, i // per_step, rows)  # beyond them: dropped
         stations = jax.tree.map(
             lambda all_, one: all_.at[station].set(one, mode="drop"), now.stations, now.place
         )

@@ -43,9 +43,9 @@ class Memory(NamedTuple):
 
     `geometry` is that of its beginning, `middle` the third derivatives that it went by, `X` and
     `X_before` its covariance and that of the step before, in the basis of `geometry`, and `margin`
-    what it was to end with. `reach` is how far
-    weights move for a change of a direction's margin, `error` how far the passage was off, `moved`
-    how far it went, `h` the step's length and `h_before` that of the step before.
+    what it was to end with. `reach` is how far weights move for a change of a direction's margin,
+    `error` how far the passage was off, `moved` how far it went, `pushed` how far the oscillation
+    alone has pushed it, `h` the step's length and `h_before` that of the step before.
     """
 
     geometry: Geometry
@@ -56,6 +56,7 @@ class Memory(NamedTuple):
     reach: Float[Array, " k"]
     error: Float[Array, ""]
     moved: Float[Array, ""]
+    pushed: Float[Array, ""]
     h: Float[Array, ""]
     h_before: Float[Array, ""]
 
@@ -89,9 +90,10 @@ class Outlook(NamedTuple):
 class Course(NamedTuple):
     """A step: the oscillation during it, the passage, and the margin it ends with.
 
-    `middle` are the third derivatives it went by, `gradients` what all passages took. `missed` is
-    how far the weights are, by the last margin, from where they should be; `slack` what is left of
-    that of an unstable start; `by_state` as in `Oscillation`.
+    `middle` are the third derivatives it went by, `gradients` what all passages took. `reach` is
+    that of `Memory`, `pushed` how far the oscillation moves the weights, `missed` how far they are,
+    by the last margin, from where they should be; `slack` what is left of that of an unstable
+    start; `by_state` as in `Oscillation`.
     """
 
     solution: ComplementarySolution
@@ -100,6 +102,7 @@ class Course(NamedTuple):
     middle: Float[Array, "p d"]
     gradients: Int[Array, ""]
     reach: Float[Array, " k"]
+    pushed: Float[Array, ""]
     missed: Float[Array, ""]
     slack: Float[Array, ""]
     by_state: Float[Array, ""]
@@ -117,7 +120,7 @@ def no_memory(d: int, k: int, dtype: jnp.dtype) -> Memory:
     )
     still = jnp.zeros((k, k))
     reach = jnp.zeros(k, dtype)
-    return Memory(nowhere, nowhere.third, still, still, still, reach, zero, zero, one, one)
+    return Memory(nowhere, nowhere.third, still, still, still, reach, zero, zero, zero, one, one)
 
 
 def widen_memory(memory: Memory, k: int) -> Memory:
@@ -173,6 +176,7 @@ def steer(flow: Flow, outlook: Outlook, h: Float[Array, ""]) -> Course:
         gradients = found.gradients + passage.gradients
         found = found._replace(passage=passage, margin=margin, gradients=gradients)
     reach, X = _reach(flow, half, h), svec(found.now.X)
+    pushed = jnp.linalg.norm(_push(flow, half, found.now.X, h))
     short = jnp.maximum(-jnp.diagonal(found.kept), 0).astype(reach.dtype)
     return Course(
         # whether there is a solution is what was found last
@@ -182,6 +186,7 @@ def steer(flow: Flow, outlook: Outlook, h: Float[Array, ""]) -> Course:
         half.geometry.third,
         found.gradients,
         reach,
+        pushed,
         jnp.max(reach * short),
         jnp.max(half.left[1]).astype(reach.dtype),
         (X @ half.by_state @ X) / (X @ half.beta @ X),
@@ -210,8 +215,7 @@ def _correct(flow: Flow, outlook: Outlook, half: _Halfway, h: Float[Array, ""]) 
         return _Corrected(now, then, passage, margin, kept, before.number + 1, gradients)
 
     def unsettled(now: _Corrected) -> Array:
-        change = svec(now.then.X - now.now.X).astype(w.dtype) @ half.geometry.third / 2
-        apart = h * jnp.linalg.norm(flow.response.mean_gain(half.point.post, w, change))
+        apart = jnp.linalg.norm(_push(flow, half, now.then.X - now.now.X, h))
         moved = jnp.linalg.norm(now.passage.w - w)
         far = ~(apart <= _SETTLED * settings.step_tol * moved)
         if settings.stepping != "adaptive":
@@ -267,6 +271,7 @@ def remember(outlook: Outlook, course: Course, h: Float[Array, ""]) -> Memory:
         course.reach,
         passage.error,
         jnp.linalg.norm(passage.w - outlook.point.w),
+        course.pushed,
         h,
         outlook.memory.h,
     )
@@ -342,6 +347,12 @@ def _guess(outlook: Outlook, h: Float[Array, ""]) -> ComplementarySolution:
         jnp.zeros((), jnp.int64),
         RESULTS.solved,
     )
+
+
+def _push(flow: Flow, half: _Halfway, X: Float[Array, "k k"], h: Float[Array, ""]) -> Vector:
+    """How an oscillation of covariance `X` moves the weights in the end."""
+    pressure = svec(X).astype(h.dtype) @ half.geometry.third / 2
+    return h * flow.response.mean_gain(half.point.post, half.point.w, pressure)
 
 
 def _field(flow: Flow, half: _Halfway, X: Float[Array, "k k"], penalised: bool) -> Field:

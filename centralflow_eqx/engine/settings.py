@@ -62,7 +62,7 @@ class Settings(eqx.Module):
         """The tolerance of critical eigenpairs."""
         if self.tol is not None:
             return self.tol
-        return 1e-4 if self.stepping == "euler" else 3 * self.step_tol
+        return 1e-4 if self.stepping == "euler" else 0.5 * self.step_tol
 
     @property
     def longest(self) -> float:

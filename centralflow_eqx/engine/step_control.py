@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 SHORTEST = 1 / 8
-FIRST = 1 / 4
+FIRST = 1 / 8
 """Length of a first step, which has no slopes to extrapolate by."""
 _AIM = 1.1
 """Share of the length that the error allows: what single steps are off by partly cancels along a
 flow, whose error was a quarter to two thirds of theirs."""
 _SURPRISE = 2.0  # eigenvalues may rise so many times as fast as they did
-_FAR_OFF = 4.0  # an error of so many times what is allowed is not put up with
+_FAR_OFF = 3.0  # an error of so many times what is allowed is not put up with
 
 
 def power_of_two(h: Float[Array, ""]) -> Float[Array, ""]:
@@ -44,10 +44,11 @@ def aligned(h: Float[Array, ""], phase: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.where(units == 0, h, jnp.minimum(h, fitting))
 
 
-def onset_length(tol: Float[Array, ""]) -> Float[Array, ""]:
-    """Length of a step in which an oscillation may begin: a whole optimizer step at a tolerance of
-    1e-3, and of second order in it."""
-    return jnp.maximum(jnp.sqrt(tol / 1e-3), SHORTEST)
+def onset_length(tol: Float[Array, ""], momentum: bool) -> Float[Array, ""]:
+    """Length of a step in which an oscillation may begin: at a tolerance of 1e-3 an optimizer step,
+    half of one where momentum has to be stopped, and of second order in it."""
+    whole = 0.5 if momentum else 1.0
+    return jnp.maximum(whole * jnp.sqrt(tol / 1e-3), SHORTEST)
 
 
 def arrival(

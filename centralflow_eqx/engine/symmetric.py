@@ -20,7 +20,7 @@ def svec(A: Float[Array, "*b k k"]) -> Float[Array, "*b p"]:
     The p = k(k+1)/2 entries follow `pairs`; off-diagonal ones are multiplied by sqrt(2).
     """
     rows, cols = pairs(A.shape[-1])
-    return A[..., rows, cols] * np.where(rows == cols, 1.0, np.sqrt(2.0))
+    return A[..., rows, cols] * np.where(rows == cols, 1.0, np.sqrt(2.0)).astype(A.dtype)
 
 
 def smat(v: Float[Array, "*b p"], k: int) -> Float[Array, "*b k k"]:
@@ -28,7 +28,7 @@ def smat(v: Float[Array, "*b p"], k: int) -> Float[Array, "*b k k"]:
     rows, cols = pairs(k)
     position = np.zeros((k, k), dtype=int)
     position[rows, cols] = position[cols, rows] = np.arange(rows.size)
-    return v[..., position] * np.where(np.eye(k, dtype=bool), 1.0, np.sqrt(0.5))
+    return v[..., position] * np.where(np.eye(k, dtype=bool), 1.0, np.sqrt(0.5)).astype(v.dtype)
 
 
 def decompose(A: Float[Array, "n k k"]) -> tuple[Float[Array, "n k"], Float[Array, "n k k"]]:

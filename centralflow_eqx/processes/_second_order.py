@@ -56,6 +56,9 @@ _STILL_CRITICAL = 0.05
 """How far a direction that was critical may fall below what makes one so: a set that changes at
 every step cannot be extrapolated."""
 
+_FINEST = 1e-2
+"""The least share of their tolerance that eigenpairs may have to reach."""
+
 
 class Stretch(eqx.Module):
     """The optimizer steps that a step of the flow leads over, and what is seen of them.
@@ -233,7 +236,11 @@ def _look(
     """Loss, gradient, gain and eigenpairs where a step begins."""
     model, memory = setting.local_model(state.w), state.memory
     gain = setting.response.gain(state.s, state.w)
-    pairs = setting.tracker.solve(
+    # Where loss and oscillation push against each other, directions matter more than what is left.
+    rest = memory.moved / jnp.maximum(memory.pushed, jnp.finfo(state.w.dtype).tiny)
+    share = jnp.where(memory.moved > 0, jnp.clip(rest, _FINEST, 1), 1)
+    tracker = eqx.tree_at(lambda t: t.tol, setting.tracker, setting.settings.tol * share)
+    pairs = tracker.solve(
         model,
         gain,
         state.pairs,
@@ -269,7 +276,7 @@ def _foresee(
         still = jnp.ones(theta.size, bool).at[: len(variances)].set(variances <= 0)
         comes = arrival(theta, rates, pairs.mask & still & (theta < 2), above)
         h = jnp.minimum(h, jnp.where(memory.moved > 0, 2 * memory.h, FIRST))
-        least = jnp.minimum(h, onset_length(settings.step_tol))
+        least = jnp.minimum(h, onset_length(settings.step_tol, setting.response.structure.momentum))
         h = aligned(power_of_two(jnp.clip(comes, least, h)), state.phase)
     return h, _leading(pairs, (number < sure) | (theta + h * rates > 2)), R
 

@@ -41,6 +41,12 @@ QUANTITIES = {
     ),
     "third_derivatives": Quantity("1", "third derivatives of the loss in the step"),
     "gradients": Quantity("1", "gradients of the loss in the step"),
+    "step_length": Quantity("optimizer steps", "length of the flow's step, the shortest in a row"),
+    "step_error": Quantity("1", "error of the flow's step before, relative to what it moved"),
+    "rejected_steps": Quantity("1", "steps of the flow that were taken anew, half as long"),
+    "interpolated": Quantity(
+        "1", "1 where eigenvalues and oscillation are those of a step that began earlier"
+    ),
     "predicted_loss": Quantity("loss", "predicted time average of the training loss"),
     "predicted_grad_norm_sq": Quantity(
         "loss^2/weight^2", "predicted time average of the squared gradient norm"

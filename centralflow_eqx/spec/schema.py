@@ -73,7 +73,7 @@ class Eigen(Section):
     initial: Annotated[int, Ge(1)] = _DEFAULT.initial
     """Number of eigenvalues tracked from the start."""
     tol: Positive | None = None
-    """Relative residual of critical eigenpairs; null: three times `flow.tol`, and with Euler's
+    """Relative residual of critical eigenpairs; null: half of `flow.tol`, and with Euler's
     method 1e-4, which changed flows by up to 2e-6 of their path. Of others only eigenvalues are
     used: 1e-3."""
 

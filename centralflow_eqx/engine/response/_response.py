@@ -159,12 +159,13 @@ class Response(eqx.Module):
             return along(one)
         return own_slopes(along, one, coupling.group)
 
-    def pre(self, s: State, g: Vector, w: Vector) -> State:
+    def pre(self, s: State, g: Vector, w: Vector, slopes: State | None = None) -> State:
         """The state that an update with gradient `g` turns into `s`.
 
-        Entries that F forgets (slope zero) or leaves alone stay as they are.
+        Entries that F forgets (slope zero) or leaves alone stay as they are. `slopes` are those of
+        F, if they are known.
         """
-        before, J = s, self.slopes(s, w)
+        before, J = s, self.slopes(s, w) if slopes is None else slopes
         for _ in range(self._depth):  # what an entry depends on is right before it is
             gap = jax.tree.map(jnp.subtract, s, self.advance(before, g, w))
             before = jax.tree.map(jnp.add, before, _divide(gap, J))
@@ -174,9 +175,9 @@ class Response(eqx.Module):
     def _depth(self) -> int:
         return 1 if self.coupling is None else self.coupling.depth
 
-    def step_from(self, s: State, g: Vector, w: Vector) -> Vector:
-        """The step at `w` whose update ends in the post-update state `s`."""
-        return self.step(self.pre(s, g, w), g, w)
+    def step_from(self, s: State, g: Vector, w: Vector, slopes: State | None = None) -> Vector:
+        """The step at `w` whose update ends in the post-update state `s`; `slopes` as in `pre`."""
+        return self.step(self.pre(s, g, w, slopes), g, w)
 
     def linearise(self, s: State, w: Vector) -> Callable[[Vector, State, Vector], tuple]:
         """Derivative of `(G, F)` at gradient zero, where squares have no linear response.

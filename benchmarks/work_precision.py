@@ -1,0 +1,145 @@
+"""What accuracy costs: `python -m benchmarks.work_precision [--steps N] [--json PATH] [RULE ...]`.
+
+For every rule and method: the largest error of the central flow's weights on digits, relative to
+the distance moved, and what a step took, in gradients of the loss and their equivalents. What
+products and third derivatives weigh is measured on the spot. Errors are against a Richardson
+extrapolation of midsteps of 1/8 and 1/4.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from centralflow_eqx.engine.curvature import local_model, third_derivative
+from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.prepare import build_arguments
+from centralflow_eqx.experiment.simulate import simulate
+from centralflow_eqx.spec import load_spec
+
+from .measure import kernel_milliseconds
+from .tables import table
+
+SPECS = Path(__file__).parents[1] / "specs"
+RULES = ("gd", "rmsprop", "adam", "heavy_ball")
+METHODS = {
+    "Euler, 1/4": ["flow.method=euler"],
+    "Euler, 1": ["flow.method=euler", "flow.substeps=1"],
+    "midsteps of 1/2": ["flow.method=midstep", "flow.max_step=0.5"],
+    "midsteps of 1": ["flow.method=midstep"],
+    "midsteps of 2": ["flow.method=midstep", "flow.max_step=2"],
+    "adaptive, 1e-2": ["flow.tol=1e-2"],
+    "adaptive, 1e-3": [],
+    "adaptive, 1e-4": ["flow.tol=1e-4"],
+}
+COSTS = ("gradients", "hvps", "third_derivatives")
+
+
+class Trajectory(NamedTuple):
+    """The weights of a central flow at every step, and what it took in all."""
+
+    weights: np.ndarray
+    costs: dict[str, float]
+
+
+def follow(rule: str, steps: int, overrides: list[str]) -> Trajectory:
+    """The central flow of a spec of the digits, and nothing beside it."""
+    spec = load_spec(SPECS / f"digits_{rule}.yaml", overrides)
+    task = build_task(spec)
+    arguments = build_arguments(spec, task)
+    arguments |= {"processes": ("central",), "raw_spectra": False, "evaluate": None}
+    weights, costs = [], dict.fromkeys(COSTS, 0.0)
+    for row in simulate(steps=steps, **arguments):
+        weights.append(np.asarray(row.weights["central"]))
+        for name in COSTS:
+            costs[name] += float(row.series["central"][name])
+    return Trajectory(np.stack(weights), costs)
+
+
+def reference(rule: str, steps: int) -> np.ndarray:
+    """Midsteps, extrapolated to second order's next."""
+    fine, finer = (
+        follow(rule, steps, ["flow.method=midstep", f"flow.max_step={h}", "eigen.tol=1e-6"]).weights
+        for h in (1 / 4, 1 / 8)
+    )
+    return finer + (finer - fine) / 3
+
+
+def weigh() -> dict[str, float]:
+    """How many gradients of the digits network a product and a third derivative take."""
+    task = build_task(load_spec(SPECS / "digits_gd.yaml"))
+    w = task.initial_weights
+    u = jnp.ones_like(w) / np.sqrt(w.size)
+    gradient, product, third = (
+        jax.jit(f)
+        for f in (
+            jax.grad(task),
+            lambda w: local_model(task, w).product(u),
+            lambda w: third_derivative(task, w, u, u),
+        )
+    )
+    kernels = {
+        "gradients": lambda: gradient(w),
+        "hvps": lambda: product(w),
+        "third_derivatives": lambda: third(w),
+    }
+    took = kernel_milliseconds(kernels, 200)
+    return {name: took[name] / took["gradients"] for name in COSTS}
+
+
+def measure(rules: list[str], steps: int) -> dict[str, Any]:
+    """Errors and costs of all methods."""
+    weights, rows = weigh(), []
+    for rule in rules:
+        exact = reference(rule, steps)
+        moved = np.linalg.norm(exact[-1] - exact[0])
+        for method, overrides in METHODS.items():
+            found = follow(rule, steps, overrides)
+            apart = np.linalg.norm(found.weights - exact, axis=1)
+            per_step = {name: cost / steps for name, cost in found.costs.items()}
+            row = {"rule": rule, "method": method, "error": float(apart.max() / moved)}
+            row |= per_step | {"equivalents": sum(weights[n] * per_step[n] for n in COSTS)}
+            rows.append(row)
+            print(line(row), flush=True)
+    return {"steps": steps, "weights": weights, "rows": rows}
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    cells = [row["rule"], row["method"], f"{row['error']:.1e}"]
+    cells += [f"{row[name]:.1f}" for name in (*COSTS, "equivalents")]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Print the table; write it as JSON where asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m benchmarks.work_precision"
+    )
+    parser.add_argument("rules", nargs="*", default=RULES, metavar="RULE", help=", ".join(RULES))
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of every run")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    arguments = parser.parse_args()
+    header = (
+        "rule",
+        "method",
+        "error",
+        "gradients",
+        "products",
+        "third derivatives",
+        "in gradients",
+    )
+    print(table(header, []))
+    found = measure(list(arguments.rules), arguments.steps)
+    print("in gradients:", ", ".join(f"{k} {v:.2f}" for k, v in found["weights"].items()))
+    if arguments.json:
+        found |= {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
