@@ -107,6 +107,78 @@ def test_valley_flow_tends_to_a_projected_gradient_flow_at_first_order():
     np.testing.assert_allclose(orders, 1, atol=0.25)
 
 
+class TiltedValley(eqx.Module):
+    """(y + zeta x) x^2 / 2 - eps (push x + y): it sharpens downhill, and to one side."""
+
+    zeta: float
+    push: float
+    eps: float
+
+    def __call__(self, w: Float[Array, " 2"]) -> Float[Array, ""]:
+        x, y = w
+        return (y + self.zeta * x) * x**2 / 2 - self.eps * (self.push * x + y)
+
+
+@pytest.mark.parametrize("zeta", [0.0, np.sqrt(2) / 3, 1.0])
+def test_the_oscillation_gains_or_loses_energy_in_slow_time(zeta):
+    """Berthier (arXiv 2609.01034), section 7.2: x = (-1)^t r a and y = 2/lr + r y1, r = sqrt(eps),
+    circle in the time r t. E = y1^2/2 + a^2/4 - log(a^2)/2 stays, and changes in the time r^2 t at
+    the rate lr^2 (2 - 9 zeta^2) <y1^2>, neglecting what is smaller by r than either term of it."""
+    lr, eps = 0.3, 2e-3
+    r = np.sqrt(eps)
+    period = np.sqrt(2) * np.pi / (lr * r)  # of small oscillations around a^2 = 2, y1 = 0
+    rows = list(
+        simulate(
+            TiltedValley(zeta, 1.0, eps),
+            GD(lr),
+            jnp.array([2.5 * r, 2 / lr]),
+            processes=["discrete", "midpoint"],
+            steps=round(3 * period),
+            raw_spectra=False,
+        )
+    )[1:-1]
+    iterates, middles = (
+        np.array([row.weights[name] for row in rows]) for name in ("discrete", "midpoint")
+    )
+    a, y1 = (iterates - middles)[:, 0] / r, (middles[:, 1] - 2 / lr) / r
+    energy = y1**2 / 2 + a**2 / 4 - np.log(a**2) / 2
+    before = np.flatnonzero((y1[:-1] < 0) & (y1[1:] >= 0))  # whole cycles, from y1 = 0 to y1 = 0
+    first, last = before[0], before[-1]
+    assert last - first > period
+    share = y1[before] / (y1[before] - y1[before + 1])
+    passed = before + share
+    at = energy[before] + share * (energy[before + 1] - energy[before])
+    rate = (at[-1] - at[0]) / (eps * (passed[-1] - passed[0]))
+    expected = lr**2 * (2 - 9 * zeta**2)
+    size = lr**2 * (2 + 9 * zeta**2)
+    assert rate / np.mean(y1[first:last] ** 2) == pytest.approx(expected, abs=r * size)
+
+
+def test_what_never_begins_to_oscillate_has_no_central_flow_and_is_doubted():
+    """Nothing pushes the optimizer off the valley's floor: it climbs beyond the threshold."""
+    lr, eps, start = 0.3, 1e-2, 6.6
+    rows = list(
+        simulate(
+            TiltedValley(1.0, 0.0, eps),
+            GD(lr),
+            jnp.array([0.0, start]),
+            processes=["discrete", "central"],
+            steps=100,
+        )
+    )
+    central = [row.series["central"] for row in rows]
+    np.testing.assert_allclose(
+        [row.weights["discrete"][1] for row in rows], start + lr * eps * np.arange(100), rtol=1e-13
+    )
+    # In equilibrium <x^2> = 2 eps, and x = -3 <x^2>/(2 y) shifts the sharpness y + 3 x.
+    rest = 2 / lr + 9 * eps * lr / 2
+    assert rows[-1].weights["central"][1] == pytest.approx(rest, abs=eps**2)
+    acts = np.array([row["sigma_eigenvalues"][0] > 0 for row in central])
+    doubted = np.array([row["untrusted"] == 1 for row in central])
+    assert acts.sum() > 50
+    np.testing.assert_array_equal(doubted, acts)
+
+
 class Bowl(eqx.Module):
     """A generic smooth loss of three weights, without symmetry to hide behind."""
 

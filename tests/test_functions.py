@@ -22,6 +22,12 @@ def product(w):
     return (w[0] * w[1] - 1) ** 2 / 2
 
 
+def layers(w):
+    # a linear network: one input, len(w)/2 hidden units, one output, which is to be zero
+    u, v = jnp.split(w, 2)
+    return (u @ v) ** 2 / len(w)
+
+
 def vector(w):
     return w
 
@@ -76,6 +82,32 @@ def test_the_factorisation_of_one(folder):
     assert last.series["discrete"]["train_loss"] < 1e-12
     u, v = last.weights["discrete"]
     assert u * v == pytest.approx(1, abs=1e-6) and u**2 + v**2 < 2 / 0.9
+
+
+@pytest.mark.parametrize("start", [[1.6, 0.1], [1.5, 0.2, -0.7, 0.1, 0.9, -1.1, 0.8, 0.4]])
+@pytest.mark.parametrize("share", [2.5, 3.5])
+def test_the_catapult(folder, start, share):
+    """Lewkowycz et al. (arXiv 2003.02218): f = u.v/sqrt(n) and lam = (|u|^2 + |v|^2)/n, the
+    sharpness at f = 0, follow f+ = f (1 - lr lam + lr^2 f^2/n), lam+ = lam + lr f^2/n (lr lam - 4).
+    From 2 < lr lam < 4 the loss grows, until lam has fallen below 2/lr."""
+    n, steps = len(start) // 2, 80
+    lr = float(share * n / np.dot(start, start))
+    loss = f"task={{function: mine.layers, start: {start}}}"
+    found = rows(loss, f"optimizer.lr={lr!r}", "processes=[discrete]", f"steps={steps}")
+    w = np.array([row.weights["discrete"] for row in found])
+    f = np.sum(w[:, :n] * w[:, n:], axis=1) / np.sqrt(n)
+    lam = np.sum(w**2, axis=1) / n
+    rounding = 100 * np.finfo(float).eps
+    step = 1 - lr * lam + lr**2 * f**2 / n
+    np.testing.assert_allclose(f[1:], (f * step)[:-1], rtol=0, atol=rounding * np.abs(f).max())
+    fall = lr * f**2 / n * (lr * lam - 4)
+    np.testing.assert_allclose(lam[1:], (lam + fall)[:-1], rtol=rounding)
+    losses = np.array([row.series["discrete"]["train_loss"] for row in found])
+    assert losses.max() > 2 * losses[0] and losses[-1] < 1e-9 * losses[0]
+    assert lr * lam[-1] < 2
+    # The Hessian is that of the squared output and f times that of the output, which is 1/sqrt(n).
+    sharpness = found[-1].series["discrete"]["raw_eigenvalues"][0]
+    assert sharpness == pytest.approx(lam[-1], abs=2 * abs(f[-1]) / np.sqrt(n) + 1e-9)
 
 
 def test_a_resolved_spec_runs_from_anywhere(folder, monkeypatch):

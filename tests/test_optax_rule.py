@@ -98,6 +98,13 @@ def test_anything_else_is_refused():
         Optax(optax.adam)  # type: ignore
 
 
+def test_weights_in_pairs_are_refused():
+    pairs = optax.chain(optax.clip(1.0), optax.lookahead(optax.sgd(0.1), 5, 0.5))
+    for w in (jnp.ones(2), optax.LookaheadParams.init_synced(jnp.ones(2))):
+        with pytest.raises(OptionError, match="lookahead has weights in pairs, fast and slow"):
+            Optax(pairs).init(w)
+
+
 @pytest.mark.parametrize(
     ("lines", "transformation"),
     [

@@ -265,6 +265,27 @@ REFUSED = {
         Optax(optax.chain(optax.apply_every(2), optax.sgd(ETA))),
         "only moves in some steps",
     ),
+    "half in every fifth step": (
+        Optax(
+            optax.chain(
+                optax.conditionally_transform(optax.scale(0.5), lambda i: i % 5 == 0),
+                optax.sgd(ETA),
+            )
+        ),
+        "differently in different ones",
+    ),
+    "masked in every third step": (
+        Optax(optax.conditionally_mask(optax.sgd(ETA, B), lambda i: i % 3 > 0)),
+        "only moves in some steps",
+    ),
+    "up and down": (
+        Optax(optax.contrib.sam(optax.sgd(ETA), optax.sgd(ETA))),
+        "differently in different ones",
+    ),
+    "masked until later": (
+        Optax(optax.conditionally_mask(optax.sgd(ETA), lambda i: i > 100)),
+        "does not move where the processes start",
+    ),
     "in a circle": (Circle(), "depend on each other in a circle"),
     "neither momentum nor average": (Mixture(), "neither changes sign with the gradients"),
     "alternating": (Recursion(lambda m: -0.5 * m), "multiplies itself by -0.5 to 1 a step"),
@@ -277,6 +298,20 @@ def test_rules_outside_the_theory_are_refused(name):
     optimizer, reason = REFUSED[name]
     with pytest.raises(UnsupportedRule, match=reason):
         derive_fresh(optimizer)
+
+
+WRAPPED = {
+    "guarded": optax.apply_if_finite(optax.sgd(ETA, B), 3),
+    "without nans": optax.chain(optax.zero_nans(), optax.sgd(ETA, B)),
+    "from the third step on": optax.conditionally_mask(optax.sgd(ETA, B), lambda i: i > 2),
+    "flattened": optax.flatten(optax.sgd(ETA, B)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrappers_answer_as_what_they_wrap(name):
+    response, s, w = derive_fresh(Optax(WRAPPED[name]))
+    close(dense(response.gain(s, w)), ETA / (1 + B) * np.eye(D))
 
 
 def test_muon_is_refused():

@@ -67,10 +67,22 @@ class Optax(AbstractOptimizer):
             )
 
     def init(self, params: PyTree) -> Any:
-        return self.transformation.init(params)
+        state = self.transformation.init(params)
+        parts = jax.tree.leaves(state, is_leaf=_of_pairs)
+        if any(map(_of_pairs, parts)):
+            raise OptionError(
+                "type",
+                "optax.lookahead has weights in pairs, fast and slow, and pulls them together in "
+                "some steps; give its fast optimizer, whose one set of weights moves in all steps",
+            )
+        return state
 
     def update(self, grad: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
         return self.transformation.update(grad, state, params)
+
+
+def _of_pairs(part: Any) -> bool:
+    return isinstance(part, optax.LookaheadState)
 
 
 class _Sample(NamedTuple):

@@ -17,9 +17,13 @@ _TOLERANCE = 1e-8
 """Relative defect of an operator, probed in float64, that is taken for rounding."""
 _NOTHING = 1e-6
 """Share of the largest response below which there is none."""
+_RIPPLE, _TURNS = 0.01, 3
+"""Share of a step that counts as a change from step to step, and how often changes may not turn
+around within the counts that are looked at: a schedule warms up, decays, and may restart once."""
 ONLY_SOMETIMES = (
-    "the optimizer only moves in some steps, or differently in different ones (as with gradients "
-    "that are accumulated, optax.MultiSteps or apply_every); give it the mean gradient instead"
+    "the optimizer only moves in some steps, or differently in different ones (as with "
+    "optax.MultiSteps, apply_every or conditionally_mask), and a flow is of what changes slowly; "
+    "where gradients are accumulated give it the mean gradient instead"
 )
 _NO_GRADIENT = (
     "the gradient is zero where the processes start, so that the optimizer's averages of it are, "
@@ -42,7 +46,7 @@ def examine(
     tol = tol or _TOLERANCE
     point = jax.tree.map(lambda x: x.astype(jnp.float64), (s, w, g))
     parts = find_parts(rule, s, w)
-    rows = probe_rule(rule, None, parts, point, key)
+    rows, reach = probe_rule(rule, None, parts, point, key)
     coupling, refusal = None, ""
     probe = _worst(rows)
     links = np.max(np.nan_to_num(rows.links), axis=0) > tol
@@ -52,10 +56,10 @@ def examine(
     if linked or (answers and not probe.nonlinearity <= tol**0.5):
         coupling, refusal = find_coupling(rule, parts, links, point, key, tol)
         if coupling is not None:
-            rows = probe_rule(rule, coupling, parts, point, key)
+            rows, reach = probe_rule(rule, coupling, parts, point, key)
             probe = _worst(rows)
     structure = _structure(probe, w.size, tol)
-    refusal = _intermittent(rows.step_size) or refusal or _refusal(probe, tol)
+    refusal = _intermittent(rows.step_size, reach) or refusal or _refusal(probe, tol)
     if not np.any(g) and not probe.response_size > 0:
         refusal = _NO_GRADIENT
     if not refusal and structure.gain in ("scalar", "diagonal"):
@@ -118,6 +122,11 @@ def _refusal(probe: Probe, tol: float) -> str:
             f"the optimizer's state multiplies itself by {low:.3g} to {high:.3g} a step; "
             "an average or a counter has a factor between 0 and 1"
         )
+    if not probe.undefined and not probe.step_size > 0:
+        return (
+            "the optimizer does not move where the processes start, nor in the steps after (as "
+            "with updates that are masked until later); start where it does (warm_start)"
+        )
     if not probe.undefined and not probe.response_size > 0:
         return (
             "zero response: the step does not change with a small oscillation of the gradient (as "
@@ -140,12 +149,13 @@ def _refusal(probe: Probe, tol: float) -> str:
     return ""
 
 
-def _intermittent(size: Any) -> str:
-    """Why a rule that only moves in some steps has no flow; empty if it moves in all of them.
+def _intermittent(size: Any, reach: Any) -> str:
+    """Why a rule that moves in some steps, or more in some, has no flow; empty if it does not.
 
-    It may begin later, or end.
+    It may begin later, or end. `size` and `reach` are those of steps, `reach` from count to count.
     """
     moves = np.flatnonzero(_answering(size) & (size > 0))
-    if np.all(np.diff(moves) == 1):
-        return ""
-    return ONLY_SOMETIMES
+    changes = np.diff(reach)
+    changes = changes[np.abs(changes) > _RIPPLE * np.max(np.abs(reach), initial=0)]
+    turns = np.count_nonzero(np.diff(np.sign(changes)))
+    return "" if np.all(np.diff(moves) == 1) and turns < _TURNS else ONLY_SOMETIMES

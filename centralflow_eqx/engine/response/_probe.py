@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -15,6 +16,8 @@ from ._response import Coupling, Response, Rule, State, Structure, Vector, flat_
 _AFTER = (*range(8), 10)
 """Steps from where a rule is probed on: a schedule may start at zero, statistics fill up, and some
 rules only move every few steps."""
+_COUNTS = 16
+"""Counts at which steps are compared while all else stays."""
 _SAMPLE = 16
 """Weights, at most, whose recursion is followed from curvature to curvature."""
 
@@ -87,13 +90,19 @@ def find_parts(rule: Rule, s: State, w: Vector) -> Parts:
 
 def probe_rule(
     rule: Rule, coupling: Coupling | None, parts: Parts, point: tuple, key: PRNGKeyArray
-) -> Probe:
-    """What is revealed at the state of `point`, (s, w, g), and some steps later, one row each."""
+) -> tuple[Probe, Float[np.ndarray, " counts"]]:
+    """What is revealed at the state of `point`, (s, w, g), and some steps later, one row each.
+
+    And how far steps reach along a random vector from count to count, while all else stays; nothing
+    if the rule does not count.
+    """
     return jax.device_get(_probe(rule, coupling, parts, point, key))
 
 
 @single_use
-def _probe(rule: Rule, coupling: Coupling | None, parts: Parts, point: tuple, key: Any) -> Probe:
+def _probe(
+    rule: Rule, coupling: Coupling | None, parts: Parts, point: tuple, key: Any
+) -> tuple[Probe, Float[Array, " counts"]]:
     s, w, g = point
 
     def later(s: State, steps: Array) -> tuple[State, Probe]:
@@ -106,7 +115,26 @@ def _probe(rule: Rule, coupling: Coupling | None, parts: Parts, point: tuple, ke
         response = Response(rule, Structure(), coupling)
         return s, _probe_at(response, parts, s, w, g, key)
 
-    return jax.lax.scan(later, s, jnp.diff(jnp.array(_AFTER), prepend=0))[1]
+    rows = jax.lax.scan(later, s, jnp.diff(jnp.array(_AFTER), prepend=0))[1]
+    return rows, _reach_by_count(rule, s, w, g, key)
+
+
+def _reach_by_count(
+    rule: Rule, s: State, w: Vector, g: Vector, key: PRNGKeyArray
+) -> Float[Array, " counts"]:
+    q, structure = jr.normal(key, w.shape, w.dtype), jax.tree.structure(s)
+    own = jax.tree.leaves(eqx.filter_eval_shape(rule.init, w))
+    counts = [jnp.issubdtype(x.dtype, jnp.integer) for x in own]
+    if not any(counts):
+        return jnp.zeros(0, w.dtype)
+
+    def later(s: State, _: None) -> tuple[State, Array]:
+        step, new = rule.update(g, s, w)
+        leaves = zip(jax.tree.leaves(new), jax.tree.leaves(s), counts, strict=True)
+        kept = [n if counter else x for n, x, counter in leaves]
+        return jax.tree.unflatten(structure, kept), jnp.vdot(q, step)
+
+    return jax.lax.scan(later, s, None, _COUNTS)[1]
 
 
 def _probe_at(
