@@ -83,7 +83,8 @@ def test_python_blocks_run(path, capsys, figures, monkeypatch):
     names = {"jax": jax}
     for block in blocks(path, "python"):
         exec(compile(block, path.name, "exec"), names)
-    assert "2.0" in capsys.readouterr().out
+    printed = map(float, re.findall(r"\d+\.\d+", capsys.readouterr().out))
+    assert min(abs(number - 2) for number in printed) < 1e-3  # an eigenvalue is locked
 
 
 def test_the_page_on_ones_own_problem_runs(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_same_hyperparameters_same_flow(name):
                 processes=["central"],
                 steps=12,
                 warm_start=2,
-                settings=Settings(substeps=2),
+                settings=Settings(method="euler", substeps=2),
             )
         )
 

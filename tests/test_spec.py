@@ -146,7 +146,7 @@ def test_defaults_are_those_of_the_contract(load):
         "processes": ["discrete"],
         "steps": 5,
         "warm_start": 0,
-        "eigen": {"track_above": 1.5, "initial": 1, "tol": pytest.approx(3e-3)},
+        "eigen": {"track_above": 1.5, "initial": 1, "tol": pytest.approx(5e-4)},
         "flow": {
             "method": "adaptive",
             "tol": 1e-3,
@@ -191,7 +191,7 @@ def test_resolved_spec_loads_to_itself_from_anywhere(load, tmp_path, monkeypatch
     again = load(spec.to_yaml())
     assert again.to_yaml() == spec.to_yaml()
     assert again.run_dir == spec.run_dir
-    assert again.eigen.tol == pytest.approx(3 * spec.flow.tol)
+    assert again.eigen.tol == pytest.approx(spec.flow.tol / 2)
 
 
 def test_input_files_are_relative_to_the_spec_and_output_to_the_working_directory(

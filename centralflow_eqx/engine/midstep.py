@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .averages import Field, Passage, Place, pass_through
 from .complementarity import RESULTS, ComplementarySolution
@@ -45,7 +45,8 @@ class Memory(NamedTuple):
     `X_before` its covariance and that of the step before, in the basis of `geometry`, and `margin`
     what it was to end with. `reach` is how far weights move for a change of a direction's margin,
     `error` how far the passage was off, `moved` how far it went, `pushed` how far the oscillation
-    alone has pushed it, `h` the step's length and `h_before` that of the step before.
+    alone has pushed it, `h` the step's length and `h_before` that of the step before. Before the
+    first step `moved` is negative.
     """
 
     geometry: Geometry
@@ -59,6 +60,11 @@ class Memory(NamedTuple):
     pushed: Float[Array, ""]
     h: Float[Array, ""]
     h_before: Float[Array, ""]
+
+    @property
+    def exists(self) -> Bool[Array, ""]:
+        """Whether there was a step."""
+        return self.moved >= 0
 
 
 class Flow(NamedTuple):
@@ -120,7 +126,7 @@ def no_memory(d: int, k: int, dtype: jnp.dtype) -> Memory:
     )
     still = jnp.zeros((k, k))
     reach = jnp.zeros(k, dtype)
-    return Memory(nowhere, nowhere.third, still, still, still, reach, zero, zero, zero, one, one)
+    return Memory(nowhere, nowhere.third, still, still, still, reach, zero, -one, zero, one, one)
 
 
 def widen_memory(memory: Memory, k: int) -> Memory:

@@ -195,8 +195,7 @@ def _step(
     if setting.settings.stepping == "adaptive":
         settings = setting.settings
         fit = next_length(state.memory.h, error, settings.step_tol, settings.longest)
-        known = state.memory.moved > 0
-        h = jnp.where(known, aligned(jnp.minimum(h, fit), state.phase), h)
+        h = jnp.where(state.memory.exists, aligned(jnp.minimum(h, fit), state.phase), h)
     h, course, retries = _try(flow, outlook, h)
     oscillation = Oscillation(
         course.solution,
@@ -253,7 +252,7 @@ def _look(
 
 def _rates(state: SecondOrderState, pairs: Eigenpairs) -> Float[Array, " m"]:
     """How fast eigenvalues change per optimizer step; zero where they were not tracked before."""
-    both = state.pairs.mask & pairs.mask & (state.memory.moved > 0)
+    both = state.pairs.mask & pairs.mask & state.memory.exists
     return jnp.where(both, (pairs.theta - state.pairs.theta) / state.memory.h, 0)
 
 
@@ -275,7 +274,7 @@ def _foresee(
         variances = jnp.diagonal(R.T @ memory.X.astype(R.dtype) @ R)
         still = jnp.ones(theta.size, bool).at[: len(variances)].set(variances <= 0)
         comes = arrival(theta, rates, pairs.mask & still & (theta < 2), above)
-        h = jnp.minimum(h, jnp.where(memory.moved > 0, 2 * memory.h, FIRST))
+        h = jnp.minimum(h, jnp.where(memory.exists, 2 * memory.h, FIRST))
         least = jnp.minimum(h, onset_length(settings.step_tol, setting.response.structure.momentum))
         h = aligned(power_of_two(jnp.clip(comes, least, h)), state.phase)
     return h, _leading(pairs, (number < sure) | (theta + h * rates > 2)), R

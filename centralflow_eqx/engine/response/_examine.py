@@ -122,7 +122,7 @@ def _refusal(probe: Probe, tol: float) -> str:
             f"the optimizer's state multiplies itself by {low:.3g} to {high:.3g} a step; "
             "an average or a counter has a factor between 0 and 1"
         )
-    if not probe.undefined and not probe.step_size > 0:
+    if not probe.undefined and probe.step_size == 0:
         return (
             "the optimizer does not move where the processes start, nor in the steps after (as "
             "with updates that are masked until later); start where it does (warm_start)"

@@ -173,7 +173,8 @@ def _probe_at(
         slopes=jnp.stack([jnp.min(flat_J), jnp.max(flat_J)]),
         undefined=jnp.any(jnp.isnan(raw) & (g != 0)),
         nonlinearity=response.nonlinearity(s, w, g),
-        step_size=jnp.linalg.norm(response.step(s, g, w)),
+        # of some gradient, where there is none
+        step_size=jnp.linalg.norm(response.step(s, jnp.where(g == 0, q, g), w)),
         response_size=jnp.linalg.norm(k_q),
         uphill=-jnp.vdot(q, k_q) / jnp.maximum(jnp.linalg.norm(q) * jnp.linalg.norm(k_q), tiny),
         # P = K^{-1} (I - M/2) is symmetric where both K and M K are.
