@@ -7,6 +7,7 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, Int
 
 from ..engine.averages import Place
+from ..engine.complementarity import RESULTS
 from ..engine.curvature import Eigenpairs, leading, widen
 from ..engine.geometry import Geometry, match
 from ..engine.midstep import (
@@ -314,6 +315,8 @@ def _try(
         h, course, tries = now
         moved = jnp.linalg.norm(course.passage.w - outlook.point.w)
         error = jnp.maximum(course.missed, SUBSTEPS * course.passage.error)
+        # what has no solution over a long step may have one over a short one
+        error = jnp.where(course.solution.result == RESULTS.solved, error, jnp.inf)
         tol = flow.settings.step_tol * moved
         return (tries == 0) | rejected(error, tol, h)
 
