@@ -272,9 +272,13 @@ def _foresee(
     R = match(memory.geometry, first.U, (number[: len(memory.X)] < sure).astype(theta.dtype))
     h = settings.longest
     if settings.stepping == "adaptive":
-        variances = jnp.diagonal(R.T @ memory.X.astype(R.dtype) @ R)
+        variances, before = (
+            jnp.diagonal(R.T @ X.astype(R.dtype) @ R) for X in (memory.X, memory.X_before)
+        )
         still = jnp.ones(theta.size, bool).at[: len(variances)].set(variances <= 0)
         comes = arrival(theta, rates, pairs.mask & still & (theta < 2), above)
+        # what has just begun has no past to go by
+        comes = jnp.where(jnp.any((variances > 0) & (before <= 0)), 0, comes)
         h = jnp.minimum(h, jnp.where(memory.exists, 2 * memory.h, FIRST))
         least = jnp.minimum(h, onset_length(settings.step_tol, setting.response.structure.momentum))
         h = aligned(power_of_two(jnp.clip(comes, least, h)), state.phase)
