@@ -98,7 +98,7 @@ def growing(room, steps=20):
             jnp.zeros(16).at[0].set(0.9),
             processes=("central",),
             steps=steps,
-            settings=Settings(critical_above=1.99),
+            settings=Settings(critical_above=1.99, tol=1e-6),
         )
 
 

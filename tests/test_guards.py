@@ -116,7 +116,7 @@ def test_one_at_a_time_or_all_at_once():
 
 def test_chunks_of_products_change_no_trajectory():
     def last(chunk):
-        settings = Settings(hvp_chunk=chunk, initial=3)
+        settings = Settings(hvp_chunk=chunk, initial=3, tol=1e-6)
         *_, row = simulate(
             TinyMLP.make(), GD(0.3), W, processes=("central",), steps=6, settings=settings
         )

@@ -103,7 +103,7 @@ def pass_through(
     of them, at most `rows`.
     """
     momentum = response.structure.momentum
-    advance, per_step = (_leap, _LEAPS) if momentum else (_midpoint, _MIDPOINTS)
+    advance, per_step, unseen = (_leap, _LEAPS, 2) if momentum else (_midpoint, _MIDPOINTS, 1)
     number = jnp.ceil(per_step * jnp.maximum(duration, 1)).astype(jnp.int32)
     e = duration / number.astype(duration.dtype)
     motion = _Motion(loss, response, rate, field, slopes)
@@ -121,7 +121,9 @@ def pass_through(
     begin = _Underway(start, still, (still, still), room, jnp.zeros_like(duration), none)
     end = jax.lax.fori_loop(0, number, substep, begin)
     w, s, *_ = end.place
-    return Passage(w + end.owed, s, end.stations, end.error, end.gradients)
+    # The first substeps have not enough of a past to be judged by: they count as the others.
+    error = end.error * number / (number - unseen)
+    return Passage(w + end.owed, s, end.stations, error.astype(end.error.dtype), end.gradients)
 
 
 def _midpoint(motion: _Motion, now: _Underway, i: Array, number: Array, e: Array) -> _Underway:

@@ -31,11 +31,11 @@ class Settings(eqx.Module):
     - `max_sharpness`: effective eigenvalue at which a stable flow gives up.
     - `track_above`: effective eigenvalues above it are tracked, with one guard below it;
       `initial` is the least number of tracked directions.
-    - `tol`: bound on |H u - theta P u|_K / theta of critical eigenpairs; None: three times
-      `step_tol`, and 1e-4 for Euler's method, which changed the
-      reference problems' trajectories by up to 2e-6 of their length, a thousandth of what a substep
-      does. Other tracked eigenpairs need the square root or 1e-3 only, which is 1e-6 of their
-      eigenvalues.
+    - `tol`: bound on |H u - theta P u|_K / theta of critical eigenpairs; None: half of `step_tol`,
+      and 1e-4 for Euler's method, which changed the reference problems' trajectories by up to 2e-6
+      of their length, a thousandth of what a substep does. Steps of second order tighten it where
+      loss and oscillation push against each other. Of other tracked eigenpairs only eigenvalues are
+      used, which are accurate to the square: they need 1e-3, or three times `tol` if that is more.
     - `hvp_chunk`: Hessian-vector products taken at once; 0 is what suits the device.
     """
 

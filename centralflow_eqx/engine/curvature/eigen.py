@@ -137,7 +137,7 @@ class EigenTracker(eqx.Module):
       is the least number of tracked directions.
     - `tol`: bound on |H u - theta P u|_K / theta for the directions that a solve is told to make
       `exact`. The other tracked directions are only watched; their eigenvalues, accurate to the
-      square of the residual, need `sqrt(tol)` or 1e-3, whichever is less, but no less than `tol`.
+      square of the residual, need `sqrt(tol)` or 1e-3, whichever is less, but no less than 3 `tol`.
     - `max_iterations`: expansions of the basis in a solve.
     - `exploration`: size of the random perturbation of the last guard on request, so that an
       eigenvector orthogonal to all the others cannot stay unseen.
