@@ -96,9 +96,10 @@ def test_adaptive_steps_are_as_accurate_as_asked(rule, tol):
     fine = flow(optimizer, w, steps, FINE)[0]
     found, rows = flow(optimizer, w, steps, Settings(step_tol=tol))
     path = np.sum(np.linalg.norm(np.diff(fine, axis=0), axis=1))
-    assert np.max(np.linalg.norm(found - fine, axis=1)) <= 5 * tol * path
+    assert np.max(np.linalg.norm(found - fine, axis=1)) <= tol * path
     assert max(row["sigma_eigenvalues"][0] for row in rows) > 1e-4
-    assert max(float(row["step_length"]) for row in rows) >= 1
+    # what is allowed is used
+    assert max(float(row["step_length"]) for row in rows) >= (1 if tol == 1e-2 else 0.5)
 
 
 def test_single_precision_follows_the_same_flow():
@@ -116,7 +117,7 @@ def test_single_precision_follows_the_same_flow():
     found, fine = np.stack([row.weights["central"] for row in rows]), fine_descent()
     assert found.dtype == np.float32
     path = np.sum(np.linalg.norm(np.diff(fine, axis=0), axis=1))
-    assert np.max(np.linalg.norm(found - fine, axis=1)) <= 5e-3 * path
+    assert np.max(np.linalg.norm(found - fine, axis=1)) <= 1e-3 * path
 
 
 def test_rows_between_steps_cost_nothing_and_say_so():
@@ -151,7 +152,7 @@ def test_the_ablated_flow_is_that_of_euler():
     ]
     fine = 2 * ends[1] - ends[0]
     path = np.sum(np.linalg.norm(np.diff(fine, axis=0), axis=1))
-    assert np.linalg.norm(found[-1] - fine[-1]) < 5e-3 * path
+    assert np.linalg.norm(found[-1] - fine[-1]) < 1e-3 * path
     assert rows[-1]["sigma_eigenvalues"][0] > 1e-6
 
 
@@ -172,7 +173,7 @@ def test_a_new_direction_inside_a_step():
 
     fine, found = run(FINE), run(Settings())
     path = np.sum(np.linalg.norm(np.diff(fine, axis=0), axis=1))
-    assert np.max(np.linalg.norm(found - fine, axis=1)) < 5e-3 * path
+    assert np.max(np.linalg.norm(found - fine, axis=1)) < 1e-3 * path
 
 
 def directions(seed, d=7, k=3):

@@ -12,7 +12,7 @@ from _conic import least_stable, stationary_average
 from _losses import Quadratic, flat_rule, orthogonal
 
 from centralflow_eqx.engine.curvature import EigenTracker, local_model, unsolved
-from centralflow_eqx.engine.response import Response, derive, relax
+from centralflow_eqx.engine.response import Response, Rule, derive, relax
 from centralflow_eqx.engine.stationary import (
     solve_stationary,
     stability_only,
@@ -21,7 +21,7 @@ from centralflow_eqx.engine.stationary import (
 )
 from centralflow_eqx.errors import UnsupportedRule
 from centralflow_eqx.experiment.simulate import simulate
-from centralflow_eqx.optimizers import GD, AdaGrad, Adam, RMSProp, ScalarRMSProp
+from centralflow_eqx.optimizers import GD, AdaGrad, Adam, RMSProp, ScalarRMSProp, Shampoo
 
 LR = 0.1
 RANKS = (1, 2, 3, 4, 5)
@@ -115,6 +115,21 @@ def test_momentum_only_changes_the_gain():
     np.testing.assert_allclose(found.post.nu, nu, rtol=1e-6)
     np.testing.assert_allclose(found.post.mu, g, rtol=1e-6)
     np.testing.assert_allclose(found.pairs.theta[:3], 2, rtol=1e-7)
+
+
+def test_a_preconditioner_that_is_no_diagonal():
+    # far below the threshold nothing oscillates, and averages are those of the gradient alone
+    g, w = jnp.asarray(np.random.default_rng(1).normal(size=6)), jnp.zeros(6)
+    rule = Rule(Shampoo(LR, 0.9), lambda w: w.reshape(2, 3))
+    s = relax(rule.update(g, rule.init(w), w)[1], w)
+    response = derive(rule, s, w, g, jr.key(0))
+    assert response.structure.gain == "general"
+    found = solve(response, s, 1e-3 * jnp.eye(6), g)
+    assert found.converged and not np.any(found.solution.X)
+    L, R = found.point.post.statistics
+    G = g.reshape(2, 3)
+    np.testing.assert_allclose(L, G @ G.T, rtol=0, atol=1e-8 * np.sum(G**2))
+    np.testing.assert_allclose(R, G.T @ G, rtol=0, atol=1e-8 * np.sum(G**2))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,6 @@ from .symmetric import smat, split, svec
 
 _CORRECTIONS = 2  # with one, errors are three times as large
 _SETTLED = 0.3  # share of the tolerance that a correction has to reach to be made
-SUBSTEPS = 0.3  # what counts of the error of substeps, which is estimated generously
 
 
 class Memory(NamedTuple):
@@ -302,7 +301,7 @@ def hindsight(flow: Flow, outlook: Outlook) -> Float[Array, ""]:
     X = svec(R.T @ memory.X.astype(R.dtype) @ R)
     pressure = X @ (turn(memory.middle, R) - average) / 2
     pushed = memory.h * flow.response.mean_gain(point.post, point.w, pressure)
-    error = jnp.maximum(jnp.maximum(margin, jnp.linalg.norm(pushed)), SUBSTEPS * memory.error)
+    error = jnp.maximum(jnp.maximum(margin, jnp.linalg.norm(pushed)), memory.error)
     return error / jnp.where(memory.moved > 0, memory.moved, 1)
 
 

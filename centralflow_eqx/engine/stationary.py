@@ -64,8 +64,17 @@ class StationaryState(eqx.Module):
 
 
 class _Iterate(NamedTuple):
-    found: StationaryState
+    """The state `post` of an iterate, and what was found at the state `at` of the one before.
+
+    The gain there is not kept: of some rules it is a function.
+    """
+
     post: State
+    at: State
+    pairs: Eigenpairs
+    solution: ComplementarySolution
+    change: Float[Array, ""]
+    iterations: Int[Array, ""]
     share: Float[Array, ""]
     products: Int[Array, ""]
 
@@ -95,43 +104,41 @@ def solve_stationary(
 
     def body(now: _Iterate) -> _Iterate:
         gain = response.gain(now.post, w)
-        pairs = tracker.solve(
-            model, gain, now.found.point.pairs, explore=True, exact_above=exact_above
-        )
+        pairs = tracker.solve(model, gain, now.pairs, explore=True, exact_above=exact_above)
         point = Point(w, now.post, model.grad, gain, pairs)
         solution, step = _newton_step(response, point, tracker.track_above, now.share)
         change = _relative(step, now.post) / now.share
-        near = (change < _NEAR) & (change < now.found.change)
+        near = (change < _NEAR) & (change < now.change)
         share = jnp.where(near, 1, _SHARE).astype(now.share.dtype)
-        found = StationaryState(point, solution, change, now.found.iterations + 1, change <= tol)
         post = jax.tree.map(jnp.add, now.post, step)
-        return _Iterate(found, post, share, now.products + pairs.products)
+        products = now.products + pairs.products
+        return _Iterate(
+            post, now.post, pairs, solution, change, now.iterations + 1, share, products
+        )
 
     def unfinished(now: _Iterate) -> Bool[Array, ""]:
-        return ~now.found.converged & (now.found.iterations < _MOST_ITERATIONS)
+        return ~(now.change <= tol) & (now.iterations < _MOST_ITERATIONS)
 
-    last = jax.lax.while_loop(unfinished, body, _start(model, response, w, guess, pairs))
-    pairs = last.found.point.pairs
-    return eqx.tree_at(
-        lambda f: (f.point.pairs.products, f.point.pairs.converged),
-        last.found,
-        (last.products, pairs.converged & last.found.converged),
+    last = jax.lax.while_loop(unfinished, body, _start(guess, pairs))
+    converged = last.change <= tol
+    pairs = eqx.tree_at(
+        lambda p: (p.products, p.converged),
+        last.pairs,
+        (last.products, last.pairs.converged & converged),
     )
+    point = Point(w, last.at, model.grad, response.gain(last.at, w), pairs)
+    return StationaryState(point, last.solution, last.change, last.iterations, converged)
 
 
-def _start(
-    model: LocalModel, response: Response, w: Vector, guess: State, pairs: Eigenpairs
-) -> _Iterate:
+def _start(guess: State, pairs: Eigenpairs) -> _Iterate:
     m, dtype = pairs.theta.size, pairs.theta.dtype
     solution = jax.eval_shape(
         solve_complementarity, jnp.zeros((m, m)), jnp.zeros((m * (m + 1) // 2,) * 2)
     )
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), solution)
-    point = Point(w, guess, model.grad, response.gain(guess, w), pairs)
     zero = jnp.zeros((), jnp.int32)
     far = jnp.asarray(jnp.inf, dtype)
-    found = StationaryState(point, nothing, far, zero, jnp.zeros((), bool))
-    return _Iterate(found, guess, jnp.asarray(_SHARE, dtype), zero)
+    return _Iterate(guess, guess, pairs, nothing, far, zero, jnp.asarray(_SHARE, dtype), zero)
 
 
 def _newton_step(

@@ -11,7 +11,6 @@ from ..engine.complementarity import RESULTS
 from ..engine.curvature import Eigenpairs, leading, widen
 from ..engine.geometry import Geometry, match
 from ..engine.midstep import (
-    SUBSTEPS,
     Course,
     Flow,
     Memory,
@@ -318,7 +317,7 @@ def _try(
     def too_long(now: tuple) -> Array:
         h, course, tries = now
         moved = jnp.linalg.norm(course.passage.w - outlook.point.w)
-        error = jnp.maximum(course.missed, SUBSTEPS * course.passage.error)
+        error = jnp.maximum(course.missed, course.passage.error)
         # what has no solution over a long step may have one over a short one
         error = jnp.where(course.solution.result == RESULTS.solved, error, jnp.inf)
         tol = flow.settings.step_tol * moved
