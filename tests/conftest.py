@@ -15,6 +15,7 @@ install_import_hook(modules(), "_typechecks.checked")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 
+_GENERATOR = "--xla_cpu_use_fusion_emitters=false"
 _SHARED = {
     "JAX_COMPILATION_CACHE_DIR": "",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -23,7 +24,11 @@ _SHARED = {
 
 
 def pytest_configure(config):
-    """Programs that one test compiled are there for the others, in whatever process they run."""
+    """Programs that one test compiled are there for the others, in whatever process they run.
+
+    Those of tests themselves are made by the code generator that those of the package are.
+    """
+    os.environ["XLA_FLAGS"] = f"{_GENERATOR} {os.environ.get('XLA_FLAGS', '')}"
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or hasattr(config, "workerinput"):
         return
     config.shared_programs = tempfile.mkdtemp()

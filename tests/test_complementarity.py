@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
+from _marks import quick
 
 from centralflow_eqx.engine.complementarity import RESULTS, DampedNewton, solve_complementarity
 from centralflow_eqx.engine.symmetric import pairs, smat, split, svec
@@ -126,9 +127,7 @@ def congruent(rng, alpha, beta, decades):
     return T.T @ alpha @ T, E.T @ beta @ E
 
 
-@pytest.mark.parametrize(
-    "k", [*range(1, 7), *(pytest.param(k, marks=pytest.mark.slow) for k in range(7, 12)), 12]
-)
+@pytest.mark.parametrize("k", quick(range(1, 13), 1, 3, 12))
 def test_random_problems_are_solved_or_proved_unsolvable(k):
     rng = np.random.default_rng(k)
     count = 2 * BATCH // 3

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from _losses import symmetric
+from _marks import quick
 from _rules import RULES, SHAPES, D, after, example, tree, unravel
 from jax.flatten_util import ravel_pytree
 
@@ -15,12 +16,19 @@ from centralflow_eqx.engine.state_rate import Exponential
 from centralflow_eqx.optimizers import OPTIMIZERS, Optax
 
 every_rule = pytest.mark.parametrize("name", RULES)
-# Optax's rules are close to others; those that are composed differently stay.
-ELSEWHERE = ("optax adam", "optax adamw", "optax adagrad", "optax masked", "adam biased")
-each_kind_of_rule = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in ELSEWHERE else n for n in RULES],
+KINDS = (
+    "gd",
+    "heavy_ball",
+    "nesterov",
+    "scalar_rmsprop",
+    "rmsprop",
+    "adam",
+    "adamw",
+    "shampoo",
+    "optax chain",
+    "optax multi_transform",
 )
+each_kind_of_rule = pytest.mark.parametrize("name", quick(RULES, *KINDS))
 
 
 def close(a, b, tol=1e-12):
@@ -118,7 +126,7 @@ def critical_hessian(entry, s):
     return H * entry.threshold / np.linalg.eigvalsh(root.T @ H @ root)[-1]
 
 
-@every_rule
+@each_kind_of_rule
 def test_the_response_is_the_literatures(name):
     entry, response, _, s, w, g = example(name)
     gain, mean, inverses = responses(response, s, w, g)
@@ -155,7 +163,7 @@ def growth(rule, s, hessians, w):
     return jax.lax.map(grow, hessians)
 
 
-@every_rule
+@each_kind_of_rule
 def test_the_discrete_rule_turns_unstable_at_the_threshold(name):
     entry, response, before, _, w, _ = example(name)
     rule = response.rule

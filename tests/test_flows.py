@@ -113,6 +113,7 @@ def test_a_growing_spectrum_compiles_what_it_must_once_more(compilations):
     assert set(compiled) <= set(grown)
 
 
+@pytest.mark.slow
 def test_room_changes_no_result():
     narrow, wide = list(growing(room=2)), list(growing(room=8))
     for a, b in zip(narrow, wide, strict=True):
@@ -120,6 +121,7 @@ def test_room_changes_no_result():
         np.testing.assert_allclose(a.weights["central"], b.weights["central"], rtol=0, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_the_central_flow_converges_at_first_order_in_the_substep():
     loss, start = TinyMLP.make(), tiny_weights()
     sharpness = jnp.linalg.eigvalsh(jax.hessian(loss)(start))[-1]

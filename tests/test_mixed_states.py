@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from _losses import flat_rule
+from _marks import quick
 
 import centralflow_eqx as cf
 from centralflow_eqx.engine.response import derive, examine, relax
@@ -78,7 +79,7 @@ def example(name):
     return derive(rule, s, w, g, jr.key(0)), before, s, w, g
 
 
-each = pytest.mark.parametrize("name", RULES)
+each = pytest.mark.parametrize("name", quick(RULES, "rmsprop with momentum", "averaged twice"))
 
 
 @each

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _marks import quick
 from _models import CASES, by_leaf, small_task
 
 from centralflow_eqx.engine.curvature import third_derivative
@@ -15,15 +16,9 @@ from centralflow_eqx.models import MODELS
 STEP = 1e-4
 
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-# The derivatives of a network of every kind of layer; those of the others are slow tests.
-USUAL = ("mlp", "cnn", "lstm", "vit, cls", "mamba, per position")
-each_derivative = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=() if case.name in USUAL else pytest.mark.slow)
-        for case in CASES
-    ],
-)
+# The derivatives of a network of every kind of layer.
+BY_NAME = {case.name: case for case in CASES}
+each_derivative = pytest.mark.parametrize("name", quick(BY_NAME, "mlp", "cnn", "lstm"))
 
 
 def test_every_model_has_a_case():
@@ -76,22 +71,22 @@ def derivatives(case):
 
 
 @each_derivative
-def test_gradient_and_hessian_are_the_slopes_of_loss_and_gradient(case):
-    _, U, (_, gradient, products), _, (slope, gradient_slope, _) = derivatives(case)
+def test_gradient_and_hessian_are_the_slopes_of_loss_and_gradient(name):
+    _, U, (_, gradient, products), _, (slope, gradient_slope, _) = derivatives(BY_NAME[name])
     np.testing.assert_allclose(slope, gradient @ U[0], rtol=1e-8)
     scale = jnp.abs(products[0]).max()
     np.testing.assert_allclose(gradient_slope, products[0], rtol=0, atol=1e-8 * scale)
 
 
 @each_derivative
-def test_third_derivatives_are_the_slopes_of_hessian_vector_products(case):
-    task, _, _, third, (_, _, slopes) = derivatives(case)
+def test_third_derivatives_are_the_slopes_of_hessian_vector_products(name):
+    task, _, _, third, (_, _, slopes) = derivatives(BY_NAME[name])
     # both contractions with a direction: one leaf's, or all of them
     for row, slope in zip(third, slopes, strict=True):
         found, expected = by_leaf(task, row), by_leaf(task, slope)
-        for name in found:
-            error = np.linalg.norm(found[name] - expected[name])
-            assert error < 1e-5 * np.linalg.norm(expected[name]), name
+        for leaf in found:
+            error = np.linalg.norm(found[leaf] - expected[leaf])
+            assert error < 1e-5 * np.linalg.norm(expected[leaf]), leaf
 
 
 @pytest.mark.slow

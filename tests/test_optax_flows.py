@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from _marks import quick
 from jaxtyping import Array, Float
 
 from centralflow_eqx.engine.settings import Settings
@@ -41,12 +42,7 @@ class Valley(eqx.Module):
         return sharpness * w[0] ** 2 / 2 + jnp.sum((w[1:] - 2.0) ** 2) / 10
 
 
-QUICK = "rmsprop", "nesterov"  # of each kind of state one
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in PAIRS]
-)
+@pytest.mark.parametrize("name", quick(PAIRS, "nesterov"))
 def test_same_hyperparameters_same_flow(name):
     ours, theirs = PAIRS[name]
     start = jnp.array([0.1, 0.5, -0.3, 0.2, 1.0, 0.4])

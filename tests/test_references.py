@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _marks import quick
 
 from centralflow_eqx.experiment.build import build_task
 from centralflow_eqx.experiment.prepare import prepare
@@ -58,7 +59,7 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(scope="module", params=quick(RUNS, "gd_moons", "rmsprop_digits"))
 def run(request, tmp_path_factory):
     """The reference and our rows."""
     file = DATA / f"{request.param}.npz"
@@ -113,9 +114,7 @@ def test_predictions_are_the_same_once_the_start_is_behind(run):
     np.testing.assert_allclose(ours, variances, atol=2e-3 * variances.max())
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "gd_moons" else pytest.param(n, marks=pytest.mark.slow) for n in RUNS]
-)
+@pytest.mark.parametrize("name", quick(RUNS, "gd_moons"))
 def test_single_precision_follows_double(name, tmp_path):
     """To what the eigensolver's residual leaves, a tenth of what substeps err by."""
     path = tmp_path / "spec.yaml"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from _losses import TinyMLP
+from _marks import quick
 
 from centralflow_eqx.engine import step_control
 from centralflow_eqx.engine.geometry import Geometry, extrapolate, match, turn
@@ -89,7 +90,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-3])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", quick(RULES, "gd", "rmsprop"))
 def test_adaptive_steps_are_as_accurate_as_asked(rule, tol):
     w, sharpness = sharp_start()
     optimizer, steps = RULES[rule](sharpness), 60 if rule == "rmsprop" else 37
@@ -142,6 +143,7 @@ def test_eigenvalues_are_locked_at_two(rule, allowed):
     np.testing.assert_allclose(locked, 2, rtol=0, atol=allowed)
 
 
+@pytest.mark.slow
 def test_the_ablated_flow_is_that_of_euler():
     w, _ = sharp_start()
     optimizer, steps = RMSProp(0.02, 0.9), 60

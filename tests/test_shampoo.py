@@ -12,6 +12,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from _losses import symmetric, warm_state
+from _marks import quick
 
 from centralflow_eqx.engine.curvature import apply_columns
 from centralflow_eqx.engine.response import Rule, derive
@@ -148,7 +149,7 @@ def closed_form(optimizer, s):
     return ETA * K
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, "eps", "dead row"))
 def test_the_gain_is_a_kronecker_product(derived, name):
     response, s, w = derived(name)
     K = np.asarray(dense(response, s, w))
@@ -212,7 +213,7 @@ def moving_gain(response, s, ds, w, y):
     return jax.jvp(image, (s,), (ds,))[1], numeric
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, "eps", "dead row"))
 def test_how_the_gain_moves_with_the_state(derived, name):
     response, s, w = derived(name)
     ds = change_of(s, CASES[name][1] is unravel_dead)

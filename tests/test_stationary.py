@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from _conic import least_stable, stationary_average
 from _losses import Quadratic, flat_rule, orthogonal
+from _marks import quick
 
 from centralflow_eqx.engine.curvature import EigenTracker, local_model, unsolved
 from centralflow_eqx.engine.response import Response, Rule, derive, relax
@@ -24,7 +25,6 @@ from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.optimizers import GD, AdaGrad, Adam, RMSProp, ScalarRMSProp, Shampoo
 
 LR = 0.1
-RANKS = (1, 2, 3, 4, 5)
 PER_RANK = 5
 DIMENSIONS = {1: 9, 2: 9, 3: 16, 4: 16, 5: 40}  # every one of them is compiled for
 
@@ -69,9 +69,7 @@ def solve(response: Response, s, H, g):
 
 
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
-@pytest.mark.parametrize(
-    "rank", [pytest.param(rank, marks=() if rank < 5 else pytest.mark.slow) for rank in RANKS]
-)
+@pytest.mark.parametrize("rank", quick(DIMENSIONS, 3, 4))
 def test_stationary_average_solves_the_convex_program(rank):
     d = DIMENSIONS[rank]
     response, s = prepared(RMSProp(LR, 0.9), d)

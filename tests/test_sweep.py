@@ -442,18 +442,17 @@ def test_a_plain_run_of_the_same_name_is_set_aside(spec, quick_reports):
 
 
 def test_run_runs_all_members_and_a_numerical_stop_keeps_none_from_running(spec, capsys):
-    plan = spec("sweep:\n  grid: {optimizer.lr: [0.1, 1e8, 0.2]}\n", "steps=30")
+    plan = spec("sweep:\n  grid: {optimizer.lr: [1e8, 0.2]}\n", "steps=30")
     assert main(["run", "s.yaml", "--set", "steps=30"]) == ExitCode.NUMERICAL_STOP
     captured = capsys.readouterr()
     assert "lr=1e+08: stopped numerically\n" in captured.err
-    assert [is_done(member) for member in plan.specs] == [True, False, True]
+    assert [is_done(member) for member in plan.specs] == [False, True]
     losses = []
     for member in plan.specs:
         assert (member.run_dir / "report.html").exists()
         with h5py.File(member.run_dir / "data.h5") as file:
             losses.append(file["discrete/train_loss"][:])
-    assert losses[0][0] == losses[1][0] == losses[2][0]
-    assert losses[0][1] != losses[2][1]
+    assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
     assert (plan.folder / "report.html").exists()
 
 
@@ -506,6 +505,7 @@ def children(pid):
     return [int(child) for child in found.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 def test_a_killed_sweep_goes_on_where_it_stopped(spec, command):
     """The second member would take for ever; killed, it is run again and the first is not."""
