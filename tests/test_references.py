@@ -31,6 +31,7 @@ processes: [discrete, midpoint, central]
 steps: {steps}
 warm_start: {warm_start}
 eigen: {{initial: {initial}, tol: 1e-6}}
+record: {{raw_spectra: false}}
 flow: {{substeps: 4, critical_above: 1.95, state_rate: backward}}
 """
 
@@ -123,7 +124,6 @@ def test_single_precision_follows_double(name, tmp_path):
         "precision=float32",
         "eigen.tol=1e-4",
         "processes=[central]",
-        "record.raw_spectra=false",
     ]
     spec = load_spec(path, single)
     rows = list(prepare(spec, build_task(spec)))

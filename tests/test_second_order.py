@@ -14,8 +14,10 @@ from centralflow_eqx.engine import step_control
 from centralflow_eqx.engine.geometry import Geometry, extrapolate, match, turn
 from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.engine.symmetric import smat, svec
+from centralflow_eqx.experiment.prepare import build_settings
 from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.optimizers import GD, HeavyBall, RMSProp
+from centralflow_eqx.spec import load_spec
 
 pytestmark = pytest.mark.optimized
 
@@ -132,6 +134,21 @@ def test_rows_between_steps_cost_nothing_and_say_so():
     for row in rows:
         if not row["interpolated"]:
             assert row["gradients"] > 0 and row["hvps"] > 0
+
+
+def test_exact_records_take_no_steps_over_a_row(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        "name: exact\ndata: {type: moons}\nmodel: {type: mlp, widths: [4]}\nloss: {type: mse}\n"
+        "optimizer: {type: gd, lr: 0.1}\nprocesses: [central]\nsteps: 1\nrecord: {exact: true}\n"
+    )
+
+    def longest(*overrides):
+        return build_settings(load_spec(path, overrides)).longest
+
+    assert longest() == 1
+    assert longest("flow.max_step=0.5") == 0.5
+    assert longest("record.exact=false") == 4
 
 
 @pytest.mark.parametrize(("rule", "allowed"), [("gd", 1e-3), ("heavy_ball", 5e-3)])

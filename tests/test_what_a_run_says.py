@@ -66,13 +66,17 @@ def test_a_spoilt_cache_ends_no_run(spec, cache, monkeypatch):
 
 def test_raw_spectra_are_not_computed_unless_asked_for_and_a_run_says_what_it_does(spec, capsys):
     """What needs none of them is there, and the report is; from the first second on it is told."""
-    little = ["optimizer={type: gd, lr: 0.1}", "processes=[central]", "record={raw_spectra: false}"]
+    little = [
+        "optimizer={type: rmsprop, lr: 0.02, beta2: 0.9}",
+        "processes=[discrete]",
+        "record={raw_spectra: false}",
+    ]
     assert main(["run", "spec.yaml", *(word for key in little for word in ("--set", key))]) == 0
     run_dir = spec / "runs" / "small"
     with h5py.File(run_dir / "data.h5", locking=False) as file:
-        assert "eigenvalues" in file["central"] and "raw_eigenvalues" not in file["central"]
+        assert "eigenvalues" in file["discrete"] and "raw_eigenvalues" not in file["discrete"]
     assert (run_dir / "report.html").exists()
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("loading")
-    assert any(line.startswith("compiling central") for line in said[:3])
+    assert any(line.startswith("compiling discrete") for line in said[:3])
     assert any(line.startswith("step 4/4") for line in said)

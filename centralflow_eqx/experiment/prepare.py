@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from .state import Notify
 def build_settings(spec: Spec) -> Settings:
     """How the spec integrates flows and tracks spectra."""
     flow, eigen = spec.flow, spec.eigen
-    return Settings(
+    settings = Settings(
         method=flow.method,
         step_tol=flow.tol,
         max_step=flow.max_step,
@@ -36,6 +37,9 @@ def build_settings(spec: Spec) -> Settings:
         tol=eigen.tol,
         hvp_chunk=spec.memory.hvp_chunk,
     )
+    if spec.record.exact:
+        settings = replace(settings, max_step=min(settings.longest, 1.0))
+    return settings
 
 
 def build_arguments(spec: Spec, task: AnyTask) -> dict[str, Any]:

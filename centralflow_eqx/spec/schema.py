@@ -121,6 +121,9 @@ class Record(Section):
 
     every: Annotated[int, Ge(1)] = 1
     """Steps between rows."""
+    exact: bool = False
+    """Central flows look at every optimizer step, at most one at a time; otherwise eigenvalues,
+    variances and indicators of rows between two looks are interpolated, which costs nothing."""
     weights_every: Count = 0
     """Steps between stored weights; 0: never."""
     raw_spectra: bool = True

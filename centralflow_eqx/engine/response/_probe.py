@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..compile import single_use
@@ -147,8 +148,9 @@ def _probe_at(
     flat_J = jnp.concatenate([jnp.ones(1, w.dtype), flat_state(J, w)])
 
     respond = response.nyquist(s, w)
-    k_one, k_q, k_r = (respond(v, zero) for v in (one, q, r))
-    m_one, m_q, mk_q, mk_r = (respond(zero, v) for v in (one, q, k_q, k_r))
+    k_one, k_q, k_r = jax.lax.map(lambda v: respond(v, zero), jnp.stack([one, q, r]))
+    M = jax.lax.map(lambda v: respond(zero, v), jnp.stack([one, q, k_q, k_r]))
+    m_one, m_q, mk_q, mk_r = M
     tiny = jnp.finfo(w.dtype).tiny
 
     def asymmetry(image_q: Vector, image_r: Vector) -> Array:
@@ -160,11 +162,11 @@ def _probe_at(
         return respond(q, zero), respond(zero, q)
 
     motion = jax.jvp(answers, (w,), (r,))[1]
-    tangent = response.linearise(s, w)
+    tangent = response.linearise(s, w, J)
     momentum = tangent(q, none, zero)[1]
     if response.coupling is not None:
         momentum = response.coupling.only(momentum, odd=True)
-    still = (zero, response.pre(s, zero, w), w)
+    still = (zero, response.pre(s, zero, w, J), w)
     raw = jax.jvp(response.rule.update, still, (q, none, zero))[1][0]
     quadratic = flat_state(response.quadratic(s, g, w, q, q), w) != 0
     return Probe(
@@ -196,7 +198,8 @@ def _dependences(
 ) -> tuple[Array, Float[Array, "parts parts"]]:
     """How far parts are from evolving entry by entry by themselves; `Probe.links`."""
     number = len(parts.names)
-    noise = jax.tree.map(lambda x: jr.normal(key, x.shape, x.dtype), s)
+    zeros, restore = ravel_pytree(s)
+    noise = restore(jr.normal(key, zeros.shape, zeros.dtype))
     one = jax.tree.map(jnp.ones_like, s)
 
     def along(tangent: State) -> State:

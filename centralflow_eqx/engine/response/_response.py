@@ -179,16 +179,20 @@ class Response(eqx.Module):
         """The step at `w` whose update ends in the post-update state `s`; `slopes` as in `pre`."""
         return self.step(self.pre(s, g, w, slopes), g, w)
 
-    def linearise(self, s: State, w: Vector) -> Callable[[Vector, State, Vector], tuple]:
+    def linearise(
+        self, s: State, w: Vector, slopes: State | None = None
+    ) -> Callable[[Vector, State, Vector], tuple]:
         """Derivative of `(G, F)` at gradient zero, where squares have no linear response.
 
         There the slow statistics drop out and only momentum-like state is left to oscillate. What
         statistics there still are that would respond, as those of the distance between gradient and
         momentum, are held fixed after the update. A weight that never had a gradient does not
         respond: its statistics are zero, where a rule that divides by their root has no derivative.
+        `slopes` as in `pre`.
         """
-        zero, coupling, J = jnp.zeros_like(w), self.coupling, self.slopes(s, w)
-        (step, _), tangent = jax.linearize(self.rule.update, zero, self.pre(s, zero, w), w)
+        zero, coupling = jnp.zeros_like(w), self.coupling
+        J = self.slopes(s, w) if slopes is None else slopes
+        (step, _), tangent = jax.linearize(self.rule.update, zero, self.pre(s, zero, w, J), w)
 
         def respond(dg: Vector, ds: State, dw: Vector) -> tuple[Vector, State]:
             dstep, new = tangent(dg, ds, dw)
@@ -215,7 +219,8 @@ class Response(eqx.Module):
 
     def nyquist(self, s: State, w: Vector) -> Callable[[Vector, Vector], Vector]:
         """Minus the step's amplitude when gradient and weights oscillate as (-1)^t (q, delta)."""
-        tangent, J = self.linearise(s, w), self.slopes(s, w)
+        J = self.slopes(s, w)
+        tangent = self.linearise(s, w, J)
 
         def respond(q: Vector, delta: Vector) -> Vector:
             sigma = self._settled(tangent, J, q, delta, -1)
@@ -259,8 +264,9 @@ class Response(eqx.Module):
 
         Only state entries that forget (slope other than 1) settle; counters and sums do not.
         """
-        tangent, still = self.linearise(s, w), jnp.zeros_like(w)
-        sigma = self._settled(tangent, self.slopes(s, w), q, still, 1)
+        J, still = self.slopes(s, w), jnp.zeros_like(w)
+        tangent = self.linearise(s, w, J)
+        sigma = self._settled(tangent, J, q, still, 1)
         return tangent(q, sigma, still)[0]
 
     def quadratic(self, s: State, g: Vector, w: Vector, q: Vector, r: Vector) -> State:
@@ -277,7 +283,8 @@ class Response(eqx.Module):
 
             return _scale(0.5, jax.jvp(along(q), (g,), (r,))[1])
 
-        tangent, J, still = self.linearise(s, w), self.slopes(s, w), jnp.zeros_like(w)
+        J, still = self.slopes(s, w), jnp.zeros_like(w)
+        tangent = self.linearise(s, w, J)
 
         def swung(v: Vector) -> tuple[Vector, State]:
             return v, self._settled(tangent, J, v, still, -1)
