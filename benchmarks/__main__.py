@@ -1,32 +1,15 @@
 """Measure everything and print Markdown tables: `python -m benchmarks [--quick] [--json PATH]`."""
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from .convergence import measure_convergence
 from .cost import measure_cost
+from .measure import environment
 from .problem import EDGE, build_problem
 from .tables import document
-
-
-def environment() -> dict[str, Any]:
-    """Versions and device."""
-    packages = ("centralflow_eqx", "jax", "equinox", "cvxpy", "clarabel")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    device = jax.devices()[0]
-    return versions | {
-        "Python": platform.python_version(),
-        "platform": platform.machine(),
-        "device": f"{device.platform} {device.device_kind}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-    }
 
 
 def measure(quick: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How fast the central flow converges as its substeps shrink."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,12 @@ from scipy.optimize import brentq
 from centralflow_eqx.experiment.advance import advance
 
 from .measure import differences
-from .problem import Problem
+from .problem import EULER, Problem
 
 
 def trajectory(problem: Problem, substeps: int, steps: int) -> list[np.ndarray]:
     """The weights of the central flow after every step."""
-    experiment, state = problem.begin("central", substeps=substeps)
+    experiment, state = problem.begin("central", replace(EULER, substeps=substeps))
     path = []
     for _ in range(steps):
         state, *_ = advance(experiment, state, 1)

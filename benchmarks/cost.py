@@ -1,6 +1,7 @@
 """What a step costs: every process, the optimizer alone, the off-the-shelf flow, the floor."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -9,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from centralflow_eqx.engine.curvature import local_model, third_derivatives
-from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.experiment.advance import advance
 from centralflow_eqx.experiment.state import RunState
 
 from .baseline import Baseline, Cost, lobpcg_tolerance
 from .measure import Contender, differences, kernel_milliseconds, race
-from .problem import CRITICAL_ABOVE, RESIDUAL, SUBSTEPS, TRACKED, Problem, plain_step
+from .problem import CRITICAL_ABOVE, EULER, RESIDUAL, SUBSTEPS, TRACKED, Problem, plain_step
 
 PLAIN = "optimizer alone"
 PACKAGE = ("discrete", "midpoint", "stable", "central")
 TEXTBOOK = "off the shelf"
+SECOND_ORDER = "to second order (the default)"
 
 
 def plain(problem: Problem) -> Contender:
@@ -35,9 +36,12 @@ def plain(problem: Problem) -> Contender:
     return Contender(PLAIN, lambda: (problem.w, problem.s), step)
 
 
-def package(problem: Problem, process: str, name: str, residual: float = RESIDUAL) -> Contender:
-    """A process of the package, recording every step; aside: a step that is not recorded."""
-    experiment, first = problem.begin(process, residual=residual)
+def package(problem: Problem, process: str, name: str, **changes: Any) -> Contender:
+    """A process of the package, recording every step; aside: a step that is not recorded.
+
+    `changes` are what is different from `EULER`.
+    """
+    experiment, first = problem.begin(process, replace(EULER, **changes))
     source = experiment.source(process)
     seldom = eqx.tree_at(lambda e: e.every, experiment, jnp.asarray(2**30, jnp.int32))
 
@@ -91,8 +95,9 @@ def contenders(problem: Problem, quick: bool) -> list[Contender]:
     return [
         *found,
         off_the_shelf(problem, f"{TEXTBOOK}, critical pairs only", tight, critical_only=True),
-        package(problem, "central", "central, residual 1e-4 (the default)", Settings.tol),
-        package(problem, "central", "central, residual 5 %", loose),
+        package(problem, "central", SECOND_ORDER, method="adaptive", tol=None),
+        package(problem, "central", "central, residual 1e-4 (Euler's default)", tol=1e-4),
+        package(problem, "central", "central, residual 5 %", tol=loose),
         off_the_shelf(problem, f"{TEXTBOOK}, residual 5 %", RESIDUAL, critical_only=False),
         off_the_shelf(
             problem,
@@ -173,6 +178,7 @@ def _critical(cost: Cost) -> int:
     return int(np.ceil((np.sqrt(8 * per_substep + 1) - 1) / 2))
 
 
-def ratio_to_baseline(rows: Sequence[dict[str, Any]]) -> float:
-    """How many times longer than the package's central step the off-the-shelf one takes."""
-    return next(row["over_central"] for row in rows if row["name"] == TEXTBOOK)
+def ratio_to_baseline(rows: Sequence[dict[str, Any]], name: str = "central") -> float | None:
+    """How many times longer than this contender's step the off-the-shelf one takes."""
+    took = {row["name"]: row["milliseconds"] for row in rows}
+    return took[TEXTBOOK] / took[name] if name in took else None

@@ -24,6 +24,17 @@ STEP_SIZE = 0.2
 EDGE = 34  # optimizer steps after which the largest effective eigenvalue is about to reach 2
 
 
+# What both sides of the comparison do: `TRACKED` eigenpairs, whatever their size.
+EULER = Settings(
+    method="euler",
+    substeps=SUBSTEPS,
+    critical_above=CRITICAL_ABOVE,
+    track_above=float("inf"),
+    initial=TRACKED,
+    tol=RESIDUAL,
+)
+
+
 class Problem(NamedTuple):
     """A task, its optimizer as a rule, and where the optimizer is after some steps."""
 
@@ -34,18 +45,8 @@ class Problem(NamedTuple):
     w: Vector
     s: State
 
-    def begin(
-        self, process: str, *, substeps: int = SUBSTEPS, residual: float = RESIDUAL
-    ) -> tuple[Experiment, RunState]:
-        """A run of one process from here, that tracks `TRACKED` eigenpairs whatever their size."""
-        settings = Settings(
-            method="euler",
-            substeps=substeps,
-            critical_above=CRITICAL_ABOVE,
-            track_above=float("inf"),
-            initial=TRACKED,
-            tol=residual,
-        )
+    def begin(self, process: str, settings: Settings) -> tuple[Experiment, RunState]:
+        """A run of one process from here."""
         return start(
             self.task,
             self.rule.optimizer,
