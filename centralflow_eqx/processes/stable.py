@@ -1,12 +1,11 @@
 """The flow of an optimizer that never oscillates."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 
 from ..engine.curvature import Eigenpairs
 from ..engine.response import State, Vector, relax
@@ -14,25 +13,6 @@ from ._base import STOP, AbstractProcess, Setting, Verdict, View, flow_refusal, 
 from ._registry import PROCESSES
 from ._spectra import common_series
 from .discrete import finite
-
-
-class _FirstStep(dfx.AbstractStepSizeController):
-    """Another controller, told the first step: Diffrax has the host check a `dt0` it is given."""
-
-    controller: dfx.AbstractStepSizeController
-    first: Float[Array, ""]
-
-    def wrap(self, direction: Any) -> "_FirstStep":
-        return _FirstStep(self.controller.wrap(direction), self.first)
-
-    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        """The first step, and the controller's own state."""
-        del dt0
-        return self.controller.init(terms, t0, t1, y0, self.first, args, func, error_order)
-
-    def adapt_step_size(self, *args: Any, **kwargs: Any):
-        """As the controller does."""
-        return self.controller.adapt_step_size(*args, **kwargs)
 
 
 class StableState(eqx.Module):
@@ -90,33 +70,23 @@ class Stable(AbstractProcess):
     def widened(self, state: StableState, capacity: int) -> StableState:
         return widen_pairs(state, capacity)
 
-    def _velocity(self, t: Any, y: PyTree, args: PyTree) -> tuple[Vector, State]:
+    def _velocity(self, y: tuple[Vector, State]) -> tuple[Vector, State]:
         (w, post), response, rate = y, self.setting.response, self.setting.rate
         grad = jax.grad(self.setting.loss)(w)
         target, J = response.advance(post, grad, w), response.slopes(post, w)
         ds = jax.tree.map(lambda f, s, j: rate.rate(j) * (f - s), target, post, J)
-        return response.step_from(post, grad, w), ds
+        return response.step_from(post, grad, w, J), ds
 
     def _integrate(
         self, w: Vector, post: State, sharpness: Array
     ) -> tuple[tuple[Vector, State], Array, Array]:
         """One unit of time: `((w, s), gradients evaluated, failed)`."""
+        from ..engine.smooth import flow_for_a_step  # imports Diffrax
+
         tol = 1e-6 if w.dtype == jnp.float64 else 1e-4
-        zero, one = w.dtype.type(0), w.dtype.type(1)  # of higher precision they would promote w
         # Tsit5 is stable on the negative real axis down to about -3.
-        first = jnp.minimum(one, 2 / jnp.maximum(sharpness, 1e-6))
-        solution = dfx.diffeqsolve(
-            dfx.ODETerm(self._velocity),
-            dfx.Tsit5(),
-            t0=zero,
-            t1=one,
-            dt0=None,
-            y0=(w, post),
-            stepsize_controller=_FirstStep(dfx.PIDController(rtol=tol, atol=1e-2 * tol), first),
-            max_steps=self.max_substeps,
-            adjoint=dfx.DirectAdjoint(),
-            throw=False,
+        first = jnp.minimum(w.dtype.type(1), 2 / jnp.maximum(sharpness, 1e-6))
+        new, steps, failed = flow_for_a_step(
+            self._velocity, (w, post), first, tol, self.max_substeps
         )
-        new = jax.tree.map(lambda x: x[0], solution.ys)
-        gradients = 6 * solution.stats["num_steps"] + 1
-        return new, gradients, solution.result != dfx.RESULTS.successful
+        return new, 6 * steps + 1, failed
