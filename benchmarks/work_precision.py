@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from centralflow_eqx.engine.curvature import local_model, third_derivative
 from centralflow_eqx.experiment.build import build_task
@@ -135,8 +136,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             costs, errors = ([r[key] for r in mine] for key in ("equivalents", "error"))
             panel.loglog(costs, errors, marker=marker, label=kind)
         panel.set(title=rule.replace("_", " "), xlabel="gradients per step")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3, which="both")
     panels[0, 0].set_ylabel("error / length of the path")
     panels[0, 0].legend()
