@@ -12,7 +12,7 @@ DOUBTFUL = 0.6
 """Relative difference of variances above which a row is untrusted: 0.6 is a factor of 4."""
 DOUBTFUL_EDGE = 0.3
 """Difference of eigenvalues, relative to the critical one, above which a row is untrusted: runs
-that are right have up to 0.16, in bursts."""
+that are right have up to 0.21, in bursts."""
 
 
 class EquilibriumWatch:

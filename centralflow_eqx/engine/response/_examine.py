@@ -9,6 +9,7 @@ from jaxtyping import Bool, PRNGKeyArray
 
 from ...errors import UnsupportedRule
 from ._coupling import find_coupling
+from ._maximum import between_switches
 from ._period import other_period
 from ._probe import Probe, find_parts, probe_rule
 from ._response import Response, Rule, State, Structure, Vector
@@ -41,14 +42,21 @@ def examine(
     up to which an operator counts as symmetric or diagonal. Runs once, on the host. A rule outside
     the theory has its reason in `structure.refusal`: its state's recursion is not stable, or mixes
     what oscillates with what averages, its step is not linear in an oscillating gradient, does not
-    respond to one at all, or not symmetrically, or it does not turn unstable with period two.
+    respond to one at all, or not symmetrically, or it does not turn unstable with period two. What
+    is a running maximum in the state is taken as it is between two switches.
     """
     tol = tol or _TOLERANCE
     point = jax.tree.map(lambda x: x.astype(jnp.float64), (s, w, g))
     parts = find_parts(rule, s, w)
     rows, reach = probe_rule(rule, None, parts, point, key)
     coupling, refusal = None, ""
-    probe = _worst(rows)
+    probe, held = _worst(rows), None
+    if not probe.nonlinearity <= tol**0.5:
+        held = between_switches(rule, parts, point)
+    if held is not None:
+        point = held
+        rows, reach = probe_rule(rule, None, parts, point, key)
+        probe = _worst(rows)
     links = np.max(np.nan_to_num(rows.links), axis=0) > tol
     linked = np.any(links & ~np.eye(len(links), dtype=bool))
     # What depends on both, as a variance around the momentum, is linear in either alone.
@@ -58,7 +66,7 @@ def examine(
         if coupling is not None:
             rows, reach = probe_rule(rule, coupling, parts, point, key)
             probe = _worst(rows)
-    structure = _structure(probe, w.size, tol)
+    structure = _structure(probe, w.size, tol)._replace(maximum=held is not None)
     refusal = _intermittent(rows.step_size, reach) or refusal or _refusal(probe, tol)
     if not np.any(g) and not probe.response_size > 0:
         refusal = _NO_GRADIENT

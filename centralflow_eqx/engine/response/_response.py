@@ -111,7 +111,8 @@ class Structure(NamedTuple):
     `gain` is "none" where no stability operator is defined, and `follows_weights` says that it
     changes with the weights themselves. `momentum` says that some state is linear in the gradient.
     `averages` and `sums` say that some state forgets, or adds up for ever, squares of the gradient.
-    `refusal` is why the rule has no central flow, empty if it has one.
+    `refusal` is why the rule has no central flow, empty if it has one. `maximum` says that some
+    state is a running maximum: the rest holds while nothing begins or ceases to exceed it.
     """
 
     gain: Literal["none", "scalar", "diagonal", "general"] = "general"
@@ -121,6 +122,7 @@ class Structure(NamedTuple):
     averages: bool = True
     sums: bool = False
     refusal: str = ""
+    maximum: bool = False
 
     @property
     def statistics(self) -> bool:
