@@ -207,4 +207,4 @@ def _verdict(response: Response) -> str:
     only = " (state_rate: exponential only, because of the momentum)"
     only = only if response.structure.momentum else ""
     switches = ", in steps of at most 1: its state has a maximum, which switches"
-    return f"central flow: defined{only}{switches if response.structure.maximum else ''}"
+    return f"central flow: defined{only}{switches if response.structure.maxima else ''}"

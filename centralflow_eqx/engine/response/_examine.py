@@ -9,7 +9,7 @@ from jaxtyping import Bool, PRNGKeyArray
 
 from ...errors import UnsupportedRule
 from ._coupling import find_coupling
-from ._maximum import between_switches
+from ._maximum import between_switches, find_maxima
 from ._period import other_period
 from ._probe import Probe, find_parts, probe_rule
 from ._response import Response, Rule, State, Structure, Vector
@@ -48,15 +48,12 @@ def examine(
     tol = tol or _TOLERANCE
     point = jax.tree.map(lambda x: x.astype(jnp.float64), (s, w, g))
     parts = find_parts(rule, s, w)
+    maxima = find_maxima(rule, parts, point)
+    if maxima:
+        point = (between_switches(point[0], maxima), *point[1:])
     rows, reach = probe_rule(rule, None, parts, point, key)
     coupling, refusal = None, ""
-    probe, held = _worst(rows), None
-    if not probe.nonlinearity <= tol**0.5:
-        held = between_switches(rule, parts, point)
-    if held is not None:
-        point = held
-        rows, reach = probe_rule(rule, None, parts, point, key)
-        probe = _worst(rows)
+    probe = _worst(rows)
     links = np.max(np.nan_to_num(rows.links), axis=0) > tol
     linked = np.any(links & ~np.eye(len(links), dtype=bool))
     # What depends on both, as a variance around the momentum, is linear in either alone.
@@ -66,13 +63,13 @@ def examine(
         if coupling is not None:
             rows, reach = probe_rule(rule, coupling, parts, point, key)
             probe = _worst(rows)
-    structure = _structure(probe, w.size, tol)._replace(maximum=held is not None)
+    structure = _structure(probe, w.size, tol)
     refusal = _intermittent(rows.step_size, reach) or refusal or _refusal(probe, tol)
     if not np.any(g) and not probe.response_size > 0:
         refusal = _NO_GRADIENT
     if not refusal and structure.gain in ("scalar", "diagonal"):
         refusal = other_period(rows.recursion, coupling, parts)
-    return Response(rule, structure._replace(refusal=refusal), coupling)
+    return Response(rule, structure._replace(refusal=refusal, maxima=maxima), coupling)
 
 
 def derive(

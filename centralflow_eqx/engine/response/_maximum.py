@@ -7,6 +7,7 @@ quadratic in the gradient across the switch; between switches it is a constant o
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from ..compile import single_use
 from ._probe import Parts
@@ -16,44 +17,41 @@ _FAR = 1e6
 """Times what it is, a maximum is exceeded by nothing for as long as a rule is probed."""
 
 
-def between_switches(rule: Rule, parts: Parts, point: tuple) -> tuple | None:
-    """`point`, (s, w, g), with maxima that are not exceeded; None if the rule has none.
+def find_maxima(rule: Rule, parts: Parts, point: tuple) -> tuple[bool, ...]:
+    """Of each leaf of the state whether it is a running maximum; nothing if none is.
 
     A maximum is shaped like the weights, stays as it is where it is large, and rises from zero.
+    `point` is (s, w, g).
     """
-    shaped = {n for n, place in zip(parts.group, parts.places, strict=True) if place is not None}
-    shaped -= {n for n, place in zip(parts.group, parts.places, strict=True) if place is None}
-    s, w, g = point
-    maxima = {n for n in shaped if _is_maximum(rule, _mask(parts, s, {n}), s, w, g)}
-    return (_times(s, _mask(parts, s, maxima), _FAR), w, g) if maxima else None
+    other = {n for n, place in zip(parts.group, parts.places, strict=True) if place is None}
+    if not set(parts.group) - other:
+        return ()
+    found = jax.device_get(_are_maxima(rule, parts, *point)) & ~np.isin(parts.group, list(other))
+    return tuple(map(bool, found)) if np.any(found) else ()
 
 
-def _is_maximum(rule: Rule, mask: State, s: State, w: Vector, g: Vector) -> bool:
-    stays, rises = jax.device_get(_tried(rule, mask, s, w, g))
-    return bool(stays) and bool(rises)
+def between_switches(s: State, maxima: tuple[bool, ...]) -> State:
+    """The state with maxima that are not exceeded."""
+    leaves, structure = jax.tree.flatten(s)
+    scaled = [_FAR * x if m else x for x, m in zip(leaves, maxima, strict=True)]
+    return jax.tree.unflatten(structure, scaled)
 
 
 @single_use
-def _tried(rule: Rule, mask: State, s: State, w: Vector, g: Vector) -> tuple:
-    """Whether the marked leaves stay as they are where they are large, and rise from zero."""
+def _are_maxima(rule: Rule, parts: Parts, s: State, w: Vector, g: Vector) -> Bool[Array, " leaves"]:
+    """Which leaves' parts stay as they are where they are large, and rise from zero."""
+    leaves, structure = jax.tree.flatten(s)
+    group = jnp.asarray(parts.group)
 
-    def update(factor: float) -> tuple[list, list]:
-        before = _times(s, mask, factor)
-        after = rule.update(g, before, w)[1]
-        marked = zip(*map(jax.tree.leaves, (before, after, mask)), strict=True)
-        pairs = [(b, a, m) for b, a, m in marked]
-        same = [jnp.all(jnp.where(m, a == b, True)) for b, a, m in pairs]
-        more = [jnp.any(jnp.where(m, a > b, False)) for b, a, m in pairs]
-        return same, more
+    def update(part: Array, factor: float) -> tuple[list[Array], list[Array]]:
+        before = [jnp.where(n == part, factor * x, x) for n, x in zip(group, leaves, strict=True)]
+        after = jax.tree.leaves(rule.update(g, jax.tree.unflatten(structure, before), w)[1])
+        return before, after
 
-    stays, rises = update(_FAR)[0], update(0.0)[1]
-    return jnp.all(jnp.stack(stays)), jnp.any(jnp.stack(rises))
+    def one(part: Array) -> Array:
+        stays = jnp.stack([jnp.all(a == b) for b, a in zip(*update(part, _FAR), strict=True)])
+        rises = jnp.stack([jnp.any(a > b) for b, a in zip(*update(part, 0.0), strict=True)])
+        own = group == part
+        return jnp.all(stays | ~own) & jnp.any(rises & own)
 
-
-def _mask(parts: Parts, s: State, chosen: set[int]) -> State:
-    marks = [np.asarray(n in chosen) for n in parts.group]
-    return jax.tree.unflatten(jax.tree.structure(s), marks)
-
-
-def _times(s: State, mask: State, factor: float) -> State:
-    return jax.tree.map(lambda x, m: jnp.where(m, factor * x, x), s, mask)
+    return jax.lax.map(one, jnp.arange(len(parts.names)))[group]

@@ -111,8 +111,9 @@ class Structure(NamedTuple):
     `gain` is "none" where no stability operator is defined, and `follows_weights` says that it
     changes with the weights themselves. `momentum` says that some state is linear in the gradient.
     `averages` and `sums` say that some state forgets, or adds up for ever, squares of the gradient.
-    `refusal` is why the rule has no central flow, empty if it has one. `maximum` says that some
-    state is a running maximum: the rest holds while nothing begins or ceases to exceed it.
+    `refusal` is why the rule has no central flow, empty if it has one. `maxima` says of each leaf
+    of the state whether it is a running maximum, and is empty where none is: the rest holds while
+    nothing begins or ceases to exceed them.
     """
 
     gain: Literal["none", "scalar", "diagonal", "general"] = "general"
@@ -122,7 +123,7 @@ class Structure(NamedTuple):
     averages: bool = True
     sums: bool = False
     refusal: str = ""
-    maximum: bool = False
+    maxima: tuple[bool, ...] = ()
 
     @property
     def statistics(self) -> bool:
