@@ -185,12 +185,6 @@ RULES = {
         DEBIASED,
         -ETA / C1,
     ),
-    "optax amsgrad": Entry(
-        Optax(optax.amsgrad(**OPTAX_ADAM)),
-        C1 * AVERAGED,
-        inverse_root(EPS, name="nu_max"),
-        -ETA / C1,
-    ),
     "optax decay masked": Entry(
         Optax(
             optax.chain(

@@ -86,6 +86,29 @@ def test_a_gradient_that_exceeds_it_is_averaged_into_it(derived):
     assert response.nonlinearity(s, w, 0.1 * g) < 1e-12
 
 
+def test_a_whole_substep_is_the_discrete_step(derived):
+    """Before a gradient that exceeds the maximum of some weights, of all, and of none."""
+    response, s, w, g = derived
+
+    @eqx.filter_jit
+    def both(g):
+        nothing = jax.tree.map(jnp.zeros_like, s)
+        step, new = response.rule.update(g, s, w)
+        again = response.advance(response.pre(new, g, w), g, w)
+        return (w + step, new, new), (
+            *Exponential().substep(response, s, w, (g, g), nothing, 1.0),
+            again,
+        )
+
+    lifted = []
+    for factor in (10, 30, 0.1):
+        expected, found = both(factor * g)
+        rose = optax.tree.get(expected[1], "nu_max") > optax.tree.get(s, "nu_max")
+        lifted.append(int(rose.sum()))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+    assert 0 < lifted[0] < D and lifted[1:] == [D, 0]
+
+
 def test_a_flow_starts_with_the_whole_maximum(derived):
     """Half of an update would leave half of the first squared gradient, and that for ever."""
     response, _, w, g = derived
