@@ -79,6 +79,12 @@ def inverse_root(
     return scale
 
 
+def centred_root(s):
+    """1/sqrt(v - m^2 + eps) of a statistic around the gradient's mean."""
+    v, m = (ravel_pytree(optax.tree.get(s, name))[0] for name in ("nu", "mu"))
+    return 1 / np.sqrt(v - m**2 + EPS)
+
+
 def kronecker(s):
     """(L + eps)^{-1/4} kron (R + eps)^{-1/4} for the matrix, 1/(sqrt(nu) + eps) for the vector."""
 
@@ -184,6 +190,18 @@ RULES = {
         (2 - DECAY) / 2 * C1 * AVERAGED,
         DEBIASED,
         -ETA / C1,
+    ),
+    "optax rmsprop with momentum": Entry(
+        Optax(optax.rmsprop(ETA, BETA2, eps=EPS, momentum=B)),
+        HEAVY,
+        inverse_root(inside=EPS),
+        SETTLED,
+    ),
+    "optax centred rmsprop": Entry(
+        Optax(optax.rmsprop(ETA, BETA2, eps=EPS, centered=True)), 2 / ETA, centred_root
+    ),
+    "optax adabelief": Entry(
+        Optax(optax.adabelief(ETA, B, BETA2, EPS)), C1 * AVERAGED, DEBIASED, -ETA / C1
     ),
     "optax decay masked": Entry(
         Optax(

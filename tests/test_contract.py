@@ -27,6 +27,7 @@ KINDS = (
     "shampoo",
     "optax chain",
     "optax multi_transform",
+    "optax rmsprop with momentum",
 )
 each_kind_of_rule = pytest.mark.parametrize("name", quick(RULES, *KINDS))
 
@@ -167,8 +168,8 @@ def growth(rule, s, hessians, w):
 def test_the_discrete_rule_turns_unstable_at_the_threshold(name):
     entry, response, before, _, w, _ = example(name)
     rule = response.rule
-    H = critical_hessian(entry, rule.update(jnp.zeros(D), before, w)[1])
     start = momentum_only(jax.tree.map(jnp.zeros_like, before), before)
+    H = critical_hessian(entry, rule.update(jnp.zeros(D), start, w)[1])
     # Of weights this small the squared gradients do not count.
     below, above = growth(rule, start, jnp.stack([0.99 * H, 1.01 * H]), 1e-8 * w)
     assert below < 1e-2

@@ -100,7 +100,7 @@ def test_the_page_on_ones_own_problem_runs(tmp_path, monkeypatch):
     assert main(["run", "function.yaml", *few]) == 0
 
 
-SAMPLE = ("sgd", "adabelief", "lion", "noisy_sgd", "polyak_sgd")
+SAMPLE = ("sgd", "adabelief", "amsgrad", "lion", "noisy_sgd", "polyak_sgd")
 
 
 @pytest.mark.parametrize("name", quick(SAMPLE, "sgd", "lion", "noisy_sgd", "polyak_sgd"))

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 import centralflow_eqx as cf
-from centralflow_eqx.experiment.equilibrium import DOUBTFUL, WINDOW, EquilibriumWatch
+from centralflow_eqx.experiment.equilibrium import (
+    DOUBTFUL,
+    DOUBTFUL_EDGE,
+    WINDOW,
+    EquilibriumWatch,
+)
 
 PUBLISHED = Path(__file__).parent / "data" / "chebyshev_tanh.npz"
 
@@ -89,3 +94,35 @@ def test_an_oscillation_that_has_not_set_in_is_seen():
     acts = np.array([row.series["central"]["sigma_eigenvalues"][0] > 0 for row in rows])
     assert acts.sum() > 30
     assert series(rows, "untrusted")[acts].all()
+
+
+def compared(watch, optimizer, flow):
+    """What is said of largest eigenvalues, where no variance is predicted."""
+    found = watched([0.0], [0.0]) | {"eigenvalues": np.array([flow, 0.5])}
+    watch({"discrete": {"eigenvalues": np.array([optimizer, 0.5])}, "central": found})
+    return float(found["trust_edge"]), int(found["untrusted"])
+
+
+def test_eigenvalues_are_compared_even_where_nothing_oscillates():
+    watch, k = EquilibriumWatch(3), np.exp(-3 / WINDOW)
+    found = [compared(watch, *pair) for pair in [(2.4, 2.0), (1.2, 2.0), (np.nan, 2.0), (1.5, 1.5)]]
+    late = abs(0.2 * k - 0.4)
+    means = [0.2, late / (1 + k), np.nan, k * late / (1 + k + k**2)]
+    np.testing.assert_allclose([off for off, _ in found], means, rtol=1e-12)
+    assert not any(flag for _, flag in found)
+    *_, (off, flag) = (compared(watch, 1.2, 2.0) for _ in range(10))
+    assert DOUBTFUL_EDGE < off < 0.4 and flag == 1
+
+
+def test_a_catapult_that_leaves_the_flow_at_the_edge_is_doubted():
+    """GD on (u v)^2/2 has the eigenvalue lr (u^2 + v^2) where it rests: that of the flow is 2, the
+    optimizer's falls far below in a burst (Lewkowycz et al., arXiv 2003.02218)."""
+    start = np.array([1.6, 0.1])
+    lr = 2.5 / (start @ start)
+    rows = rows_of(lambda w: (w[0] * w[1]) ** 2 / 2, lr, start, 60)
+    optimizer, flow = (lr * np.sum(rows[-1].weights[of] ** 2) for of in ("discrete", "central"))
+    assert optimizer < 1.3 and flow == pytest.approx(2, abs=1e-3)
+    # 60 steps are 4 windows, the first of them with the burst
+    off = series(rows, "trust_edge")
+    assert off[-1] == pytest.approx((flow - optimizer) / 2, rel=np.exp(-2))
+    assert off[-30:].min() > DOUBTFUL_EDGE and series(rows, "untrusted")[-30:].all()

@@ -121,8 +121,13 @@ class Exponential(AbstractStateRate):
     restoration: ClassVar[float] = 0.5
 
     def start(self, response, s, g, w, dt):
-        ds = self.increment(response.advance(s, g, w), s, response.slopes(s, w), (1 - dt) / 2)
-        return jax.tree.map(jnp.add, s, ds)
+        target = response.advance(s, g, w)
+        ds = self.increment(target, s, response.slopes(s, w), (1 - dt) / 2)
+        begun = jax.tree.map(jnp.add, s, ds)
+        # A maximum is at once what exceeds it, and would remember less for ever.
+        maxima = response.structure.maxima or (False,) * len(jax.tree.leaves(s))
+        maxima = jax.tree.unflatten(jax.tree.structure(s), maxima)
+        return jax.tree.map(lambda m, f, x: f if m else x, maxima, target, begun)
 
     def post(self, response, s, g, w, dt):
         ds = self.increment(response.advance(s, g, w), s, response.slopes(s, w), dt)

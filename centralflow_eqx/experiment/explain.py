@@ -205,4 +205,6 @@ def _verdict(response: Response) -> str:
     if response.structure.refusal:
         return f"central flow: none, {response.structure.refusal}"
     only = " (state_rate: exponential only, because of the momentum)"
-    return f"central flow: defined{only if response.structure.momentum else ''}"
+    only = only if response.structure.momentum else ""
+    switches = ", in steps of at most 1: its state has a maximum, which switches"
+    return f"central flow: defined{only}{switches if response.structure.maxima else ''}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -116,6 +117,8 @@ def start(
     notify("deriving the optimizer's response")
     response, w, s = respond(loss, optimizer, unravel, w, warm_start, rule_key)
     rate = STATE_RATES[settings.state_rate]
+    if response.structure.maxima:  # long steps do not see that it begins to be exceeded
+        settings = replace(settings, max_step=min(settings.longest, 1.0))
     resolved = settings.resolved(w.dtype, rate.restoration)
     setting = Setting(loss, response, rate, resolved, minibatch)
     members = _members(setting, processes)

@@ -68,6 +68,9 @@ QUANTITIES = {
     "trust_equilibrium": Quantity(
         "1", "relative difference of the oscillation's measured and predicted variance"
     ),
+    "trust_edge": Quantity(
+        "1", "distance of the optimizer's largest effective eigenvalue from the flow's, halved"
+    ),
     "untrusted": Quantity("1", "1 where the prediction should not be believed"),
     "stabilised_by_state": Quantity(
         "1", "share of the stabilisation by the optimizer's state, the rest is falling curvature"

@@ -129,6 +129,7 @@ class Trust:
     quartic: Peak | None
     response: Peak | None
     equilibrium: Peak | None
+    edge: Peak | None
     sdcp_residual: Peak | None
     eigen_residual: Peak | None
 
@@ -384,6 +385,7 @@ def _trust(run: Run) -> Trust:
         _peak(run, "trust_quartic"),
         _peak(run, "trust_response"),
         _peak(run, "trust_equilibrium"),
+        _peak(run, "trust_edge"),
         _peak(run, "sdcp_residual"),
         _peak(run, "eigen_residuals"),
     )

@@ -10,6 +10,7 @@ from .facts import Ablation, Adaptation, Closeness, Error, Facts, Late
 
 _TRUST_LIMIT = 0.3
 _EQUILIBRIUM_LIMIT = 0.6
+_EDGE_LIMIT = 0.3
 QUANTITIES = {
     "train_loss": "time average of the loss",
     "grad_norm_sq": "time average of the squared gradient norm",
@@ -186,6 +187,11 @@ def _doubts(facts: Facts) -> Iterator[str]:
             "relative difference of measured and predicted variance, over 15 steps",
             trust.equilibrium,
             f" (doubtful above {_EQUILIBRIUM_LIMIT}, a factor of 4)",
+        ),
+        (
+            "relative difference of effective eigenvalues, optimizer and flow, over 15 steps",
+            trust.edge,
+            f" (doubtful above {_EDGE_LIMIT})",
         ),
         ("residual of the complementarity problem", trust.sdcp_residual, ""),
         ("residual of a tracked eigenpair", trust.eigen_residual, ""),

@@ -9,6 +9,7 @@ from jaxtyping import Bool, PRNGKeyArray
 
 from ...errors import UnsupportedRule
 from ._coupling import find_coupling
+from ._maximum import between_switches, find_maxima
 from ._period import other_period
 from ._probe import Probe, find_parts, probe_rule
 from ._response import Response, Rule, State, Structure, Vector
@@ -41,11 +42,15 @@ def examine(
     up to which an operator counts as symmetric or diagonal. Runs once, on the host. A rule outside
     the theory has its reason in `structure.refusal`: its state's recursion is not stable, or mixes
     what oscillates with what averages, its step is not linear in an oscillating gradient, does not
-    respond to one at all, or not symmetrically, or it does not turn unstable with period two.
+    respond to one at all, or not symmetrically, or it does not turn unstable with period two. What
+    is a running maximum in the state is taken as it is between two switches.
     """
     tol = tol or _TOLERANCE
     point = jax.tree.map(lambda x: x.astype(jnp.float64), (s, w, g))
     parts = find_parts(rule, s, w)
+    maxima = find_maxima(rule, parts, point)
+    if maxima:
+        point = (between_switches(point[0], maxima), *point[1:])
     rows, reach = probe_rule(rule, None, parts, point, key)
     coupling, refusal = None, ""
     probe = _worst(rows)
@@ -64,7 +69,7 @@ def examine(
         refusal = _NO_GRADIENT
     if not refusal and structure.gain in ("scalar", "diagonal"):
         refusal = other_period(rows.recursion, coupling, parts)
-    return Response(rule, structure._replace(refusal=refusal), coupling)
+    return Response(rule, structure._replace(refusal=refusal, maxima=maxima), coupling)
 
 
 def derive(

@@ -111,7 +111,9 @@ class Structure(NamedTuple):
     `gain` is "none" where no stability operator is defined, and `follows_weights` says that it
     changes with the weights themselves. `momentum` says that some state is linear in the gradient.
     `averages` and `sums` say that some state forgets, or adds up for ever, squares of the gradient.
-    `refusal` is why the rule has no central flow, empty if it has one.
+    `refusal` is why the rule has no central flow, empty if it has one. `maxima` says of each leaf
+    of the state whether it is a running maximum, and is empty where none is: the rest holds while
+    nothing begins or ceases to exceed them.
     """
 
     gain: Literal["none", "scalar", "diagonal", "general"] = "general"
@@ -121,6 +123,7 @@ class Structure(NamedTuple):
     averages: bool = True
     sums: bool = False
     refusal: str = ""
+    maxima: tuple[bool, ...] = ()
 
     @property
     def statistics(self) -> bool:
@@ -162,10 +165,15 @@ class Response(eqx.Module):
     def pre(self, s: State, g: Vector, w: Vector, slopes: State | None = None) -> State:
         """The state that an update with gradient `g` turns into `s`.
 
-        Entries that F forgets (slope zero) or leaves alone stay as they are. `slopes` are those of
-        F, if they are known.
+        Entries that F forgets (slope zero) or leaves alone stay as they are, and so do maxima: what
+        they were before they were exceeded does not matter. `slopes` are those of F, if they are
+        known.
         """
         before, J = s, self.slopes(s, w) if slopes is None else slopes
+        if self.structure.maxima:
+            leaves, structure = jax.tree.flatten(J)
+            pairs = zip(leaves, self.structure.maxima, strict=True)
+            J = jax.tree.unflatten(structure, [jnp.where(m, 0, j) for j, m in pairs])
         for _ in range(self._depth):  # what an entry depends on is right before it is
             gap = jax.tree.map(jnp.subtract, s, self.advance(before, g, w))
             before = jax.tree.map(jnp.add, before, _divide(gap, J))
