@@ -7,6 +7,7 @@ quadratic in the gradient across the switch; between switches it is a constant o
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jaxtyping import Array, Bool
 
 from ..compile import single_use
@@ -24,10 +25,21 @@ def find_maxima(rule: Rule, parts: Parts, point: tuple) -> tuple[bool, ...]:
     `point` is (s, w, g).
     """
     other = {n for n, place in zip(parts.group, parts.places, strict=True) if place is None}
-    if not set(parts.group) - other:
+    s, w, g = point
+    if not set(parts.group) - other or not _takes_maxima(
+        jax.make_jaxpr(rule.update)(g, s, w).jaxpr
+    ):
         return ()
     found = jax.device_get(_are_maxima(rule, parts, *point)) & ~np.isin(parts.group, list(other))
     return tuple(map(bool, found)) if np.any(found) else ()
+
+
+def _takes_maxima(jaxpr: Jaxpr) -> bool:
+    """Whether a program takes any maximum: most rules do not, and there is nothing to compile."""
+    return any(
+        eqn.primitive.name == "max" or any(map(_takes_maxima, jaxprs_in_params(eqn.params)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def between_switches(s: State, maxima: tuple[bool, ...]) -> State:
