@@ -66,7 +66,10 @@ PROBES = Coordinates(indices=jnp.array([0, 5])), Preconditioners(indices=jnp.arr
 
 @pytest.mark.parametrize(
     ("state_rate", "processes", "probes"),
-    [("exponential", PROCESSES.names(), PROBES), ("backward", RATED, ())],
+    [
+        ("exponential", PROCESSES.names(), PROBES),
+        pytest.param("backward", RATED, (), marks=pytest.mark.slow),
+    ],
 )
 def test_advancing_in_pieces_is_advancing_at_once(state_rate, processes, probes):
     experiment, state = begin(state_rate, processes=processes, probes=probes)

@@ -19,10 +19,7 @@ every_rule = pytest.mark.parametrize("name", RULES)
 KINDS = (
     "gd",
     "heavy_ball",
-    "nesterov",
-    "scalar_rmsprop",
     "rmsprop",
-    "adam",
     "adamw",
     "shampoo",
     "optax chain",

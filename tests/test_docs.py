@@ -57,6 +57,7 @@ def test_the_tutorials_rule_is_short():
     assert len([line for line in rule if line.strip()]) <= 15
 
 
+@pytest.mark.slow
 def test_the_tutorials_commands_print_and_leave_what_it_says(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     commands = [shlex.split(block) for block in blocks(TUTORIAL, "console")]

@@ -86,6 +86,7 @@ def disk_flow(y: np.ndarray, time: float, radius: float) -> np.ndarray:
     return radius * np.array([np.cos(angle), np.sin(angle)])
 
 
+@pytest.mark.slow
 def test_valley_flow_tends_to_a_projected_gradient_flow_at_first_order():
     lr, time, y0 = 0.3, 1.8, np.array([1.0, 3.0])
     exact = disk_flow(y0, time, 2 / lr - 3)

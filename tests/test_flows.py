@@ -102,6 +102,7 @@ def growing(room, steps=20):
         )
 
 
+@pytest.mark.slow
 def test_a_growing_spectrum_compiles_what_it_must_once_more(compilations):
     capacities, counts = [], []
     for row in growing(room=2):

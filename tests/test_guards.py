@@ -105,6 +105,7 @@ def test_products_follow_the_columns_that_are_tracked():
     assert rows[-1].series["stable"]["hvps"] < 8
 
 
+@pytest.mark.slow
 def test_one_at_a_time_or_all_at_once():
     loss, V = TinyMLP.make(), np.random.default_rng(0).normal(size=(TinyMLP.SIZE, 5))
     whole = local_model(loss, jnp.asarray(W)).hvps(jnp.asarray(V))

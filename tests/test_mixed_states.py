@@ -180,7 +180,10 @@ def test_thresholds_of_linear_filters(optimizer, threshold):
 
 @pytest.mark.parametrize(
     ("decays", "nyquist", "threshold", "frequency"),
-    [((0.4, 0.7), 26.444, 2.571, 0.263), ((0.7, 0.85), 139.78, 0.681, 0.0878)],
+    [
+        ((0.4, 0.7), 26.444, 2.571, 0.263),
+        pytest.param((0.7, 0.85), 139.78, 0.681, 0.0878, marks=pytest.mark.slow),
+    ],
 )
 def test_averages_in_a_row_turn_unstable_with_another_frequency(
     decays, nyquist, threshold, frequency

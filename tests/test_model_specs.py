@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _marks import quick
 from _runs import SETTLING, Run
 
 from benchmarks.full_size import load
@@ -41,9 +42,7 @@ def test_the_flow_of_every_model_follows_its_optimizer(name, tmp_path):
     assert apart[last] > 2 * run["distance/midpoint-central"][last]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "resnet" else n for n in FULL]
-)
+@pytest.mark.parametrize("name", quick(FULL, "cnn", "lstm", "transformer"))
 def test_full_sizes_are_valid_on_data_of_their_shape(name, tmp_path):
     spec, task = load(SPECS / "full_size" / f"{name}.yaml", [], tmp_path)
     assert spec.model.type == name

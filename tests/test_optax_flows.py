@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _marks import quick
 from jaxtyping import Array, Float
 
 from centralflow_eqx.engine.settings import Settings
@@ -42,7 +41,8 @@ class Valley(eqx.Module):
         return sharpness * w[0] ** 2 / 2 + jnp.sum((w[1:] - 2.0) ** 2) / 10
 
 
-@pytest.mark.parametrize("name", quick(PAIRS, "nesterov"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAIRS)
 def test_same_hyperparameters_same_flow(name):
     ours, theirs = PAIRS[name]
     start = jnp.array([0.1, 0.5, -0.3, 0.2, 1.0, 0.4])

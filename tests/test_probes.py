@@ -139,6 +139,7 @@ def test_preconditioners_make_room_for_themselves(scene):
     assert overflow
 
 
+@pytest.mark.slow
 def test_probes_are_taken_at_their_own_steps():
     rows = list(
         simulate(

@@ -166,6 +166,7 @@ def test_defaults_are_those_of_the_contract(load):
         },
         "record": {
             "every": 1,
+            "exact": False,
             "weights_every": 0,
             "raw_spectra": True,
             "coordinates": 0,

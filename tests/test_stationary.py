@@ -103,6 +103,7 @@ def test_scalar_statistics_are_known_in_closed_form(size):
     np.testing.assert_allclose(found.point.post.nu, max(1, size) ** 2 * (LR * S / 2) ** 2)
 
 
+@pytest.mark.slow
 def test_momentum_only_changes_the_gain():
     # Adam's is (1 - beta1)/(1 + beta1) times RMSProp's: that of another learning rate
     H, g, nu = random_problem(16, 3, 1)

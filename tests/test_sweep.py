@@ -533,6 +533,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(spec, command):
     assert (b.run_dir.parent / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_running_members(spec, command):
     a, b = spec("sweep:\n  grid: {seed: [0, 1]}\n", "steps=1000000").specs
     sweep = command("sweep", "s.yaml", "--set", "steps=1000000")
