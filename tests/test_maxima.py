@@ -14,6 +14,7 @@ from centralflow_eqx.engine.response import derive
 from centralflow_eqx.engine.response._maximum import find_maxima
 from centralflow_eqx.engine.response._probe import find_parts
 from centralflow_eqx.engine.state_rate import Exponential
+from centralflow_eqx.experiment.explain import state_parts
 from centralflow_eqx.optimizers import AdaGrad, Adam, Optax
 
 D, ETA, B, BETA2, EPS = 6, 0.1, 0.6, 0.9, 0.05
@@ -107,6 +108,12 @@ def test_a_whole_substep_is_the_discrete_step(derived):
         lifted.append(int(rose.sum()))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
     assert 0 < lifted[0] < D and lifted[1:] == [D, 0]
+
+
+def test_explain_calls_it_a_maximum(derived):
+    response, s, w, _ = derived
+    roles = {part.name: part.role for part in state_parts(response, s, w, jr.key(0))}
+    assert list(roles.values()) == ["counter", "momentum", "average", "maximum"], roles
 
 
 def test_a_flow_starts_with_the_whole_maximum(derived):

@@ -27,7 +27,7 @@ class StatePart(NamedTuple):
 
     `slopes` are the least and greatest factor that an entry multiplies itself by, `linear` and
     `quadratic` tell what an oscillating gradient adds, `drift` is the largest change of an entry
-    when the gradient is zero, beyond that factor.
+    when the gradient is zero, beyond that factor; `maximum` as in `Structure.maxima`.
     """
 
     name: str
@@ -36,10 +36,13 @@ class StatePart(NamedTuple):
     linear: bool
     quadratic: bool
     drift: float
+    maximum: bool
 
     @property
     def role(self) -> str:
-        """What the part is: "momentum", "average", "sum", "counter" or "constant"."""
+        """What the part is: "momentum", "average", "sum", "maximum", "counter" or "constant"."""
+        if self.maximum:
+            return "maximum"
         if self.linear:
             return "momentum"
         if self.quadratic:
@@ -91,7 +94,12 @@ def explain(spec: Spec, notify: Notify = lambda _: None) -> str:
 def state_parts(response: Response, s: State, w: Vector, key: Array) -> list[StatePart]:
     """How the parts of the state evolve, in order; see `Rule.parts`."""
     columns = [response.rule.parts(x, w) for x in _evolution_of_entries(response, s, w, key)]
-    return [_part(name, [column[name] for column in columns]) for name in columns[0]]
+    maxima = response.structure.maxima or (False,) * len(jax.tree.leaves(s))
+    maxima = response.rule.parts(jax.tree.unflatten(jax.tree.structure(s), maxima), w)
+    return [
+        _part(name, [column[name] for column in columns], any(jax.tree.leaves(maxima[name])))
+        for name in columns[0]
+    ]
 
 
 @single_use
@@ -108,7 +116,7 @@ def _evolution_of_entries(
     return J, linear, response.quadratic(s, zero, w, q, q), drift
 
 
-def _part(name: str, measured: list[State]) -> StatePart:
+def _part(name: str, measured: list[State], maximum: bool) -> StatePart:
     J, linear, quadratic, drift = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(part)]) for part in measured
     )
@@ -119,6 +127,7 @@ def _part(name: str, measured: list[State]) -> StatePart:
         bool(np.any(linear != 0)),
         bool(np.any(quadratic != 0)),
         float(np.abs(drift).max(initial=0)),
+        maximum,
     )
 
 
@@ -175,6 +184,8 @@ def _evolution(part: StatePart, factor: str) -> tuple[str, str, str]:
             return f"{factor} old + quadratic in g", lasting, averaged
         case "counter":
             return f"+ {part.drift:g}", "-", "does not notice"
+        case "maximum":
+            return "old, or what exceeds it", "-", "does not notice until it is exceeded"
         case _:
             return f"{factor} old", lasting, "does not notice"
 
