@@ -25,6 +25,7 @@ examples:
   centralflow_eqx run specs/gd_moons.yaml               run it, into runs/<name>/
   centralflow_eqx run specs/gd_moons.yaml --set optimizer.lr=0.2 --set name=small_lr
   centralflow_eqx sweep specs/gd_moons.yaml --set 'sweep.grid.optimizer.lr=[0.2, 0.4]'
+  centralflow_eqx resume runs/gd_moons                  go on with a run that was interrupted
   centralflow_eqx report runs/gd_moons runs/small_lr    compare runs
   centralflow_eqx schema > spec.schema.json             completion in an editor
 
@@ -32,6 +33,16 @@ A spec can name classes of yours: their modules are imported and run as Python c
 --no-user-code with a spec you do not trust.
 
 exit codes: 0 done (also by a goal of `stop`), 1 a bug, 2 bad input, 3 numerical stop, 4 interrupted
+(Ctrl-C, a cluster's time limit, a full disk, too little memory): `resume` goes on
+"""
+_RESUME_TEXT = """\
+Go on with a run that was interrupted or killed, from the newest checkpoint in its directory, or
+from its first step where there is none. Its rows are those of a run that was not interrupted. A
+finished run can be extended: --steps N.
+
+A run leaves a checkpoint about every five minutes and at its end, also when it ends by Ctrl-C or by
+SIGTERM, which clusters send before their time limit; `checkpoint: {every: 1000}` in a spec has one
+every so many steps.
 """
 _SET_HELP = """override a key of the spec; VALUE is YAML; may be given several times. In a spec with
 a sweep, KEY is what its members have in common, sweep.grid.optimizer.lr=[0.1,0.2] varies one more
@@ -50,7 +61,8 @@ Run every member of a spec with a section `sweep`, each in a process of its own,
       - {name: rmsprop, optimizer: {type: rmsprop, lr: 1e-3, beta2: 0.99}, steps: 50}
 
 Members that are done already are not run again: after an interruption or a failure the same command
-runs the others, from their beginning. (`run` on such a spec runs all of them anew, in one process.)
+runs the others, from their last checkpoint. (`run` on such a spec runs all of them anew, in one
+process.)
 """
 _SWEEP_EXAMPLES = """\
   centralflow_eqx sweep spec.yaml --dry-run             which members are done
@@ -89,7 +101,7 @@ def _run(args: argparse.Namespace) -> int:
     if plan.folder is None:
         from .experiment.run import run_spec
 
-        return int(run_spec(plan.specs[0], Console()))
+        return int(run_spec(plan.specs[0], Console(), args.anew))
     from .experiment.build import check
     from .sweep import conduct, in_this_process
 
@@ -99,13 +111,34 @@ def _run(args: argparse.Namespace) -> int:
     return conduct(plan, plan.specs, in_this_process(console), console, go_on)
 
 
+def _resume(args: argparse.Namespace) -> int:
+    _keep_programs(args)
+    from rich.console import Console
+
+    from .experiment.run import resume_run
+
+    if args.end_with_stdin:
+        from .sweep import end_with_stdin
+
+        end_with_stdin()
+    steps = [] if args.steps is None else [f"steps={args.steps}"]
+    return resume_run(
+        args.run_dir,
+        Console(),
+        settings=args.set + steps,
+        changed=args.changed,
+        user_code=args.user_code,
+    )
+
+
 def _sweep(args: argparse.Namespace) -> int:
     plan = _load(args)
     if plan.folder is None:
         message = "missing; `run` runs a spec without it"
         raise InputError([Problem(Location(args.spec, 1), "sweep", message)])
     from .experiment.build import check
-    from .sweep import conduct, is_done
+    from .experiment.earlier import is_done
+    from .sweep import conduct
 
     missing = [spec for spec in plan.specs if not is_done(spec)]
     if args.dry_run:
@@ -275,7 +308,10 @@ def _add_commands_with_spec(add: Callable[..., argparse.ArgumentParser]) -> None
         "  centralflow_eqx run specs/gd_moons.yaml --set steps=50 --set 'processes=[central]'\n"
         "  centralflow_eqx run specs/gd_moons.yaml --set stop.loss_below=0.01\n",
     )
-    run.add_argument("--end-with-stdin", action="store_true", help=argparse.SUPPRESS)
+    run.add_argument(
+        "--anew", action="store_true", help="start over, beside an unfinished run of the same spec"
+    )
+    resume = _add_resume(add)
     sweep = add(
         "sweep",
         _sweep,
@@ -298,12 +334,15 @@ def _add_commands_with_spec(add: Callable[..., argparse.ArgumentParser]) -> None
         "  centralflow_eqx explain specs/gd_moons.yaml\n"
         "  centralflow_eqx explain specs/gd_moons.yaml --set 'optimizer={type: adam, lr: 4e-3}'\n",
     )
-    for command in (run, explain):
+    for command in (run, resume):
+        command.add_argument("--end-with-stdin", action="store_true", help=argparse.SUPPRESS)
+    for command in (run, resume, explain):
         command.add_argument("--no-cache", dest="cache", action="store_false", help=_CACHE_HELP)
     for command in (run, sweep, validate, explain):
         command.add_argument(
             "spec", metavar="SPEC", help="a YAML spec; it can import and run Python code"
         )
+    for command in (run, resume, sweep, validate, explain):
         command.add_argument(
             "--set", metavar="KEY=VALUE", action="append", default=[], help=_SET_HELP
         )
@@ -311,6 +350,28 @@ def _add_commands_with_spec(add: Callable[..., argparse.ArgumentParser]) -> None
             "--no-user-code", dest="user_code", action="store_false", help=_USER_CODE_HELP
         )
     _add_sweep_options(sweep)
+
+
+def _add_resume(add: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    resume = add(
+        "resume",
+        _resume,
+        "go on with a run that was interrupted, or extend one that is done",
+        "  centralflow_eqx resume runs/gd_moons\n"
+        "  centralflow_eqx resume runs/gd_moons --steps 500          more steps than its spec has\n"
+        "  centralflow_eqx resume runs/gd_moons --set stop.loss_below=0.01\n",
+        _RESUME_TEXT,
+    )
+    resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a run directory")
+    resume.add_argument(
+        "--steps", metavar="N", type=_positive, help="the number of steps of the whole run"
+    )
+    resume.add_argument(
+        "--changed",
+        action="store_true",
+        help="go on although the spec is not that of the rows so far",
+    )
+    return resume
 
 
 def _add_sweep_options(sweep: argparse.ArgumentParser) -> None:

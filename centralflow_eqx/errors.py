@@ -89,6 +89,10 @@ class NumericalStop(ArithmeticError):
         super().__init__(f"{process} stopped at step {step}: {reason}")
 
 
+class RunLost(Exception):
+    """What keeps a run from going on, such as a full disk; what was recorded is kept."""
+
+
 def exit_code(action: Callable[[], int]) -> int:
     """What `action` returns; on an error its code, with the error on standard error."""
     try:
@@ -96,6 +100,9 @@ def exit_code(action: Callable[[], int]) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return ExitCode.BAD_INPUT
+    except RunLost as error:
+        print(error, file=sys.stderr)
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         raise
     except Exception:

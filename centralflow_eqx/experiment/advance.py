@@ -71,6 +71,7 @@ def move(
     first: Int[Array, ""],
     n: Int[Array, ""],
     every: Int[Array, ""],
+    loss_limit: Float[Array, ""],
     rows: int,
 ) -> _Moved:
     """Take `n` steps from step `first` on, or as many as can be taken."""
@@ -83,7 +84,8 @@ def move(
         view = eqx.tree_at(lambda v: v.series, view, view.series | sums)
         retry = (verdict.stop == STOP.unsolved) & may_retry & ~verdict.overflow
         undone = verdict.overflow | retry
-        stop = STOP.where(undone, STOP.running, verdict.stop)
+        lost = (view.series["train_loss"] >= loss_limit) & (verdict.stop == STOP.running)
+        stop = STOP.where(undone, STOP.running, STOP.where(lost, STOP.diverged, verdict.stop))
         stopped = stop != STOP.running
         now = _Progress(
             jax.tree.map(lambda a, b: jnp.where(undone, a, b), now.state, new),
@@ -250,6 +252,7 @@ def advance(
         {name: m.stop for name, m in moved.items()},
         spectra,
         probes,
+        state.averages,
     )
     flags = Flags(
         {name: m.overflow for name, m in moved.items()},
@@ -270,6 +273,7 @@ def _follow(
         state.step,
         n,
         experiment.every,
+        experiment.loss_limit,
         experiment.rows,
     )
     spectra, crowded, seen = {}, {}, {}
@@ -307,7 +311,7 @@ class _Seen:
             self.measured,
             moved.stop,
             moved.stop_step,
-            failed(moved.stop),
+            failed(moved.stop) | (moved.stop == STOP.diverged),
         )
 
     def sights(self, every: Array, raw: bool) -> Rows:

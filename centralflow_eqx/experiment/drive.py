@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -35,23 +36,45 @@ class _Pace:
         self._steps, self._since = max(1, min(fitting, 4 * self._steps)), now
 
 
+class Chunk(NamedTuple):
+    """The rows of an advance, and the simulation after it, before step `step`."""
+
+    rows: list[Row]
+    state: RunState
+    step: int
+
+
 def drive(
     experiment: Experiment, state: RunState, steps: int, notify: Notify = lambda _: None
 ) -> Iterator[Row]:
     """Advance until step `steps`, or until every process has stopped; yields the rows.
 
+    Raises `NumericalStop` if the last process to stop did so for a numerical reason.
+    """
+    for chunk in chunks(experiment, state, steps, notify):
+        yield from chunk.rows
+
+
+def chunks(
+    experiment: Experiment,
+    state: RunState,
+    steps: int,
+    notify: Notify = lambda _: None,
+    pause_every: int = 0,
+) -> Iterator[Chunk]:
+    """`drive`, with the simulation after every advance: another call goes on from any of them.
+
     The host waits for the device once in an advance. Where an advance raised a flag, it is repeated
     up to the step in question, which is then taken with more room or the thorough solver: results
-    do not depend on how many steps are taken at a time.
-
-    Raises `NumericalStop` if the last process to stop did so for a numerical reason.
+    do not depend on how many steps are taken at a time. Every `pause_every` steps an advance ends.
     """
     pace, done, limit = _Pace(experiment.longest), int(state.step), None
     stubborn: tuple[str, ...] = ()
-    running = set(experiment.recorded)
-    watch = EquilibriumWatch(int(experiment.every))
+    running = {name for name in experiment.recorded if _runs(experiment, state, name)}
+    watch = EquilibriumWatch(int(experiment.every), state.averages)
     while done < steps and running:
-        n = 1 if stubborn else limit or pace(steps - done)
+        pause = pause_every - done % pause_every if pause_every else steps
+        n = 1 if stubborn else limit or pace(min(steps - done, pause))
         now = _thorough(experiment, stubborn) if stubborn else experiment
         new, records, flags = advance(now, state, n)
         # Weights stay on the device until someone asks for them.
@@ -61,7 +84,9 @@ def drive(
             state, done, limit, stubborn = new, done + n, None, ()
             pace.took(n)
             halted = _halts(seen)
-            yield from _rows(records, seen, halted, watch)
+            rows = list(_rows(records, seen, halted, watch))
+            state = eqx.tree_at(lambda s: s.averages, state, dict(watch.averages))
+            yield Chunk(rows, state, done)
             running -= set(halted)
             _raise_if_lost(running, halted, seen)
         elif trouble > 0:
@@ -71,6 +96,11 @@ def drive(
             stubborn = tuple(name for name, at in flags.unsolved.items() if at == 0)
             if stubborn:
                 notify(f"compiling the path-following solver for {', '.join(stubborn)}")
+
+
+def _runs(experiment: Experiment, state: RunState, name: str) -> bool:
+    """Whether what the series `name` is seen of has not stopped."""
+    return bool(state.stops[experiment.source(name)] == STOP.running)
 
 
 def _first_trouble(flags: Flags) -> int | None:

@@ -1,11 +1,13 @@
 """Whether the optimizer is where flows, always in equilibrium, say that it is: at the edge."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
+_AVERAGED = "variances", "eigenvalues"
 WINDOW = 15
 """Steps over which what is compared is averaged."""
 DOUBTFUL = 0.6
@@ -13,6 +15,13 @@ DOUBTFUL = 0.6
 DOUBTFUL_EDGE = 0.3
 """Difference of eigenvalues, relative to the critical one, above which a row is untrusted: runs
 that are right have up to 0.21, in bursts."""
+
+Averages = dict[str, Float[np.ndarray, "2"]]
+
+
+def no_averages(names: Iterable[str]) -> Averages:
+    """Averages over no rows, of the series `names`."""
+    return {f"{name}/{what}": np.zeros(2) for name in names for what in _AVERAGED}
 
 
 class EquilibriumWatch:
@@ -31,10 +40,10 @@ class EquilibriumWatch:
     below it.
     """
 
-    def __init__(self, every: int):
-        """`every` steps there is a row."""
+    def __init__(self, every: int, averages: Averages | None = None):
+        """`every` steps there is a row; `averages` are those over the rows before."""
         self._kept = math.exp(-every / WINDOW)
-        self._means: dict[tuple[str, str], np.ndarray] = {}
+        self.averages = {} if averages is None else {k: np.asarray(v) for k, v in averages.items()}
 
     def __call__(self, series: Mapping[str, dict[str, Any]]) -> None:
         """Look at the series of a row's processes, and add to them."""
@@ -65,12 +74,11 @@ class EquilibriumWatch:
         off = float(optimizer["eigenvalues"][0] - found["eigenvalues"][0]) / 2
         if not math.isfinite(off):
             return math.nan
-        off, seen = self._averaged(name, "eigenvalues", off, 1)
+        off, seen = self._averaged(name, "eigenvalues", off, 1.0)
         return abs(off) / seen
 
-    def _averaged(self, name: str, what: str, *now: float) -> np.ndarray:
-        """Averages of a flow's numbers over the window, up to a common factor."""
-        before = self._means.get((name, what), np.zeros(len(now)))
-        means = self._kept * before + (1 - self._kept) * np.array(now, float)
-        self._means[name, what] = means
-        return means
+    def _averaged(self, name: str, what: str, *now: float) -> Float[np.ndarray, "2"]:
+        """Averages of two of a flow's numbers over the window, up to a common factor."""
+        before = self.averages.get(key := f"{name}/{what}", np.zeros(2))
+        self.averages[key] = self._kept * before + (1 - self._kept) * np.array(now, float)
+        return self.averages[key]

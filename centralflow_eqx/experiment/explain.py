@@ -74,8 +74,8 @@ def explain(spec: Spec, notify: Notify = lambda _: None) -> str:
     keys = jr.split(jr.key(spec.seed), 3)
     optimizer, start = spec.optimizer.build(), task.initial_weights
     with refusals(spec):
-        response, w, s = respond(task, optimizer, task.unravel, start, spec.warm_start, keys[0])
-    post = after_update(task, response.rule, s, w)[1]
+        response, w, s, _ = respond(task, optimizer, task.unravel, start, spec.warm_start, keys[0])
+    post = after_update(task, response.rule, s, w)[-1]
     notify("measuring what it does to an oscillation")
     parts = state_parts(response, post, w, keys[1])
     lines = [

@@ -29,16 +29,17 @@ def goal_met(goals: Stop, process: str, series: Mapping[str, Any], first_loss: f
 class GoalWatch:
     """Holds what the goals are compared with, over the recorded rows of a run."""
 
-    def __init__(self, goals: Stop, processes: tuple[str, ...]):
+    def __init__(self, goals: Stop, processes: tuple[str, ...], first_loss: float | None = None):
+        """`first_loss` is that of the first row, if this is not the first that is watched."""
         self._goals = goals
         self._process = goals.process or processes[0]
-        self._first_loss: float | None = None
+        self.first_loss = first_loss
 
     def __call__(self, series: Mapping[str, Mapping[str, Any]]) -> str:
         """Which goal the next recorded row meets, in words; empty if none."""
         if self._process not in series:  # the process stopped by itself
             return ""
         row = series[self._process]
-        if self._first_loss is None:
-            self._first_loss = float(row["train_loss"])
-        return goal_met(self._goals, self._process, row, self._first_loss)
+        if self.first_loss is None:
+            self.first_loss = float(row["train_loss"])
+        return goal_met(self._goals, self._process, row, self.first_loss)

@@ -13,11 +13,11 @@ from jaxtyping import Int
 from ..engine.settings import Settings
 from ..errors import OptionError, UnsupportedRule
 from ..processes.probes import AbstractProbe, Coordinates, Outputs, Preconditioners
-from ..record.row import Row
 from ..spec import Spec
 from ..task import AnyTask, Examples, FunctionTask, Minibatch, Task
-from .simulate import simulate
-from .state import Notify
+from .kept import Kept
+from .start import start
+from .state import Experiment, Notify, RunState
 
 
 def build_settings(spec: Spec) -> Settings:
@@ -43,7 +43,7 @@ def build_settings(spec: Spec) -> Settings:
 
 
 def build_arguments(spec: Spec, task: AnyTask) -> dict[str, Any]:
-    """The spec as arguments of `simulate` and `start`, its steps aside."""
+    """The spec as arguments of `start`."""
     return {
         "loss": task,
         "optimizer": spec.optimizer.build(),
@@ -57,6 +57,7 @@ def build_arguments(spec: Spec, task: AnyTask) -> dict[str, Any]:
         "probes": build_probes(spec, task),
         "raw_spectra": spec.record.raw_spectra,
         "minibatch": build_minibatch(spec, task),
+        "diverged_above": spec.stop.diverged_above,
         "seed": spec.seed,
     }
 
@@ -68,10 +69,15 @@ def build_minibatch(spec: Spec, task: AnyTask) -> Minibatch | None:
     return Minibatch(task, spec.minibatch.size)
 
 
-def prepare(spec: Spec, task: AnyTask, notify: Notify = lambda _: None) -> Iterator[Row]:
-    """The rows of the spec's simulation of `task`; raises `InputError` for an unsupported rule."""
+def prepare(
+    spec: Spec, task: AnyTask, notify: Notify = lambda _: None, kept: Kept | None = None
+) -> tuple[Experiment, RunState]:
+    """The spec's simulation of `task`, at its start or, with `kept`, where an earlier one was.
+
+    Raises `InputError` for an unsupported rule, and `Misfit` for what was kept of another one.
+    """
     with refusals(spec):
-        return simulate(**build_arguments(spec, task), steps=spec.steps, notify=notify)
+        return start(**build_arguments(spec, task), kept=kept, notify=notify)
 
 
 @contextlib.contextmanager

@@ -93,17 +93,26 @@ class Progress:
             self._print(self._unprinted)
 
     def update(
-        self, step: int, total: int, loss: float, sharpness: float, critical: int, note: str = ""
+        self,
+        step: int,
+        total: int,
+        loss: float,
+        sharpness: float,
+        critical: int,
+        optimizer_loss: float = math.nan,
+        note: str = "",
     ) -> None:
         """`step` of `total` steps are done.
 
-        `sharpness` is the largest effective eigenvalue, `critical` the number of directions that
-        may oscillate; NaN and negative numbers stand for unknown. `note` is appended as it is.
+        `loss` is that of a flow, with the optimizer's beside it, `sharpness` the largest effective
+        eigenvalue, `critical` the number of directions that may oscillate; NaN and negative numbers
+        stand for unknown. `note` is appended as it is.
         """
         rate = self._rate(step)
         remaining = (total - step) / rate if rate > 0 else math.nan
         parts = (
             f"loss {_number(loss, '.4g')}",
+            f"optimizer {optimizer_loss:.4g}" if math.isfinite(optimizer_loss) else "",
             f"sharpness {_number(sharpness, '.3f')}",
             f"critical {critical if critical >= 0 else '-'}",
             f"{_number(rate, '.3g')} steps/s",

@@ -1,53 +1,147 @@
-"""Run a spec: build its parts, simulate, record, report."""
+"""Run a spec, or go on with a run: build its parts, simulate, record, report."""
 
-import math
+import contextlib
 import platform
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from ..errors import ExitCode, NumericalStop
-from ..record.row import Halt, Row
-from ..record.writer import Recorder
-from ..spec import Spec
+from ..errors import ExitCode, InputError, Location, Problem, RunLost, one_line
+from ..record.owner import DirectoryInUse
+from ..record.reader import load_run
+from ..record.writer import Earlier, Layout, Recorder
+from ..spec import Spec, load_plan
 from ..task import AnyTask
 from .build import build_task
-from .goals import GoalWatch
+from .checkpoint import Checkpoint, find_checkpoint, fingerprint
+from .earlier import is_resumable, status
+from .interruption import Interruption
+from .kept import Misfit
 from .memory import estimate_peak, free_memory, warning
 from .prepare import build_axes, prepare
 from .progress import Progress
+from .recording import Recording
 
 
-def run_spec(spec: Spec, console: Console) -> ExitCode:
+def run_spec(spec: Spec, console: Console, anew: bool = False) -> ExitCode:
     """Run `spec` into its run directory and print a summary on `console`.
 
-    Raises `InputError` before anything is written. A numerical stop or an interruption keeps the
-    rows recorded so far, reports them, and is told by the exit code.
+    An earlier run there is set aside. Raises `InputError` before anything is written, also for one
+    of this very spec that can be gone on with, unless it is to be run `anew`. A numerical stop or
+    an interruption keeps the rows recorded so far, reports them, and is told by the exit code;
+    `RunLost` is raised for what keeps a run from going on.
     """
-    with Progress() as progress:
-        progress.working("loading data and model")
-        task = build_task(spec)
-        _warn_of_memory(spec, task)
-        rows = prepare(spec, task, progress.working)
-        with _recorder(spec, task) as recorder:
-            if recorder.backup is not None:
-                console.print(f"the earlier run is kept in {recorder.backup}", soft_wrap=True)
-            code = _record(spec, rows, recorder, progress)
-        progress.working("writing the report")
-    from ..report import summarise, write_report  # draws: slow to import
+    if not anew and is_resumable(spec):
+        message = (
+            f"{spec.run_dir} has an unfinished run of this spec: `resume {spec.run_dir}` goes on "
+            f"with it, `run --anew` keeps it as it is and starts over"
+        )
+        raise spec.error("name", message)
+    return _carry_out(spec, spec.run_dir, console, None)
 
-    report = write_report(recorder.run_dir)
-    console.print(summarise(recorder.run_dir), soft_wrap=True, markup=False, highlight=False)
-    console.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
+
+def resume_run(
+    run_dir: Path,
+    console: Console,
+    *,
+    settings: Sequence[str] = (),
+    changed: bool = False,
+    user_code: bool = True,
+) -> ExitCode:
+    """Go on with the run in `run_dir` from its newest good checkpoint, or from its first step.
+
+    `settings` change its spec (`steps=500`), as `--set` does. A spec that would have had other rows
+    is refused unless `changed` says that it may be. Otherwise as `run_spec`.
+    """
+    path = run_dir / "spec.yaml"
+    if not path.is_file():
+        raise _refused(run_dir, "no run directory: it has no spec.yaml")
+    spec = load_plan(str(path), settings, user_code).specs[0]
+    checkpoint = find_checkpoint(run_dir)
+    if checkpoint is not None:
+        _check_same(spec, path, checkpoint, changed)
+        trouble = _missing_rows(spec, run_dir, checkpoint)
+        if not trouble:
+            if checkpoint.step >= spec.steps and status(run_dir) == "done":
+                console.print(f"{run_dir} has all of its {spec.steps} steps; --steps N adds some")
+                return ExitCode.DONE
+            return _carry_out(spec, run_dir, console, checkpoint)
+        warnings.warn(trouble, stacklevel=2)
+    warnings.warn(f"no usable checkpoint in {run_dir}: starting from its first step", stacklevel=2)
+    return _carry_out(spec, run_dir, console, None)
+
+
+def _check_same(spec: Spec, path: Path, checkpoint: Checkpoint, changed: bool) -> None:
+    """Refuse a spec that is not the checkpoint's; warn where rows might differ all the same."""
+    made, now = checkpoint.made, fingerprint(spec)
+    if made["precision"] != now["precision"]:
+        message = f"the run so far is in {made['precision']}, which cannot be changed"
+        raise spec.error("precision", message)
+    if made["spec"] != now["spec"] and not changed:
+        message = (
+            "is not the spec of the run so far: undo the change, or go on all the same with "
+            "--changed"
+        )
+        raise _refused(path, message)
+    others = [key for key in now if key != "spec" and made.get(key) != now[key]]
+    if others:
+        told = ", ".join(f"{key} {made.get(key, 'unknown')}, now {now[key]}" for key in others)
+        message = f"the run so far was computed with {told}: the rows to come may differ slightly"
+        warnings.warn(message, stacklevel=3)
+
+
+def _missing_rows(spec: Spec, run_dir: Path, checkpoint: Checkpoint) -> str:
+    """Why the rows before the checkpoint are not all there, empty if they are."""
+    try:
+        recorded = load_run(run_dir).recorded()
+    except InputError as error:
+        return str(error)
+    rows = -(-checkpoint.step // spec.record.every)
+    if len(recorded) < rows or not recorded[:rows].all():
+        return f"{run_dir / 'data.h5'} lacks rows before step {checkpoint.step}"
+    return ""
+
+
+def _carry_out(
+    spec: Spec, run_dir: Path, console: Console, checkpoint: Checkpoint | None
+) -> ExitCode:
+    """Run into `run_dir`, from the checkpoint on if there is one, and report."""
+    with Interruption() as interruption:
+        with Progress() as progress, _lasting():
+            progress.working("loading data and model")
+            task = build_task(spec)
+            _warn_of_memory(spec, task)
+            kept = None if checkpoint is None else checkpoint.kept
+            try:
+                experiment, state = prepare(spec, task, progress.working, kept)
+            except Misfit as error:
+                raise _refused(run_dir, f"its checkpoint is of another spec: {error}") from None
+            recorder = _recorder(spec, task, run_dir, checkpoint)
+            with _lasting(run_dir), recorder:
+                if recorder.backup is not None:
+                    console.print(f"the earlier run is kept in {recorder.backup}", soft_wrap=True)
+                recording = Recording(spec, recorder, progress, checkpoint)
+                code = recording.record(experiment, state, interruption)
+            progress.working("writing the report")
+        with _lasting(run_dir):
+            _report(run_dir, console)
     return code
 
 
-def _recorder(spec: Spec, task: AnyTask) -> Recorder:
+def _report(run_dir: Path, console: Console) -> None:
+    from ..report import summarise, write_report  # draws: slow to import
+
+    report = write_report(run_dir)
+    console.print(summarise(run_dir), soft_wrap=True, markup=False, highlight=False)
+    console.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _recorder(spec: Spec, task: AnyTask, run_dir: Path, checkpoint: Checkpoint | None) -> Recorder:
+    """The run directory, new or with the rows before the checkpoint."""
     steps = np.arange(0, spec.steps, spec.record.every)
     weights_every = spec.record.weights_every
     weights_steps = steps[steps % weights_every == 0] if weights_every else steps[:0]
@@ -58,11 +152,38 @@ def _recorder(spec: Spec, task: AnyTask) -> Recorder:
         "device": str(jax.devices()[0].device_kind),
         "platform": platform.platform(),
     }
-    directory = Path(spec.output.dir)
-    axes = build_axes(spec, task)
-    return Recorder.create(
-        directory, spec.name, spec.to_yaml(), steps, weights_steps, attributes, axes
-    )
+    layout = Layout(spec.to_yaml(), steps, weights_steps, attributes, build_axes(spec, task))
+    try:
+        if checkpoint is None:
+            return Recorder.create(run_dir, layout)
+        stops = {name: (stop.row, stop.reason) for name, stop in checkpoint.stops.items()}
+        return Recorder.reopen(run_dir, layout, Earlier(checkpoint.step, stops))
+    except DirectoryInUse as error:
+        raise _refused(run_dir, str(error)) from None
+    except OSError as error:
+        message = f"{run_dir} cannot be written: {error.strerror or error}"
+        raise spec.error("output.dir", message) from None
+
+
+@contextlib.contextmanager
+def _lasting(run_dir: Path | None = None) -> Iterator[None]:
+    """Turns what keeps a run from going on, its own fault or not, into a `RunLost`."""
+    kept = f"; what was recorded is in {run_dir}: `resume {run_dir}` goes on from there"
+    kept = "" if run_dir is None else kept
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or run_dir
+        raise RunLost(f"{where and f'{where}: '}{error.strerror or error}{kept}") from None
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        remedy = "memory.hvp_chunk: 1 and memory.microbatch take less, and so do fewer processes"
+        raise RunLost(f"out of memory ({one_line(error)}): {remedy}{kept}") from None
+
+
+def _refused(place: Path, message: str) -> InputError:
+    return InputError([Problem(Location(str(place)), "", message)])
 
 
 def _warn_of_memory(spec: Spec, task: AnyTask) -> None:
@@ -71,59 +192,3 @@ def _warn_of_memory(spec: Spec, task: AnyTask) -> None:
     message = warning(peaks, free_memory())
     if message:
         warnings.warn(f"memory: {message}", stacklevel=1)
-
-
-def _record(spec: Spec, rows: Iterator[Row], recorder: Recorder, progress: Progress) -> ExitCode:
-    """Write every row; returns how the simulation ended."""
-    start, number, lost = time.monotonic(), 0, False
-    goal, watch = "", GoalWatch(spec.stop, spec.processes)
-    try:
-        for row in rows:
-            number = row.step // spec.record.every
-            if row.series and row.step % spec.record.every == 0:
-                _write(spec, row, recorder, time.monotonic() - start)
-                goal = watch(row.series)
-            for process, halt in row.stops.items():
-                lost |= halt.numerical
-                _note_stop(recorder, progress, row, process, halt, number)
-            if row.series:
-                progress.update(row.step + 1, spec.steps, **_headline(row))
-            if goal:
-                goal = f"step {row.step}: {goal}"
-                progress.message(f"stopped at {goal}")
-                break
-    except NumericalStop:
-        lost = True  # its row has told why
-    except KeyboardInterrupt:
-        recorder.finish("interrupted")
-        progress.message(f"interrupted; the first {number + 1} rows are kept")
-        return ExitCode.INTERRUPTED
-    recorder.finish("numerical stop" if lost else "done", stop_goal=goal)
-    return ExitCode.NUMERICAL_STOP if lost else ExitCode.DONE
-
-
-def _note_stop(
-    recorder: Recorder, progress: Progress, row: Row, process: str, halt: Halt, number: int
-) -> None:
-    recorder.stop(process, number, halt.reason)
-    progress.message(f"{process} stopped at step {row.step}: {halt.reason}")
-
-
-def _write(spec: Spec, row: Row, recorder: Recorder, wall_seconds: float) -> None:
-    recorder.write(row.step // spec.record.every, row.series, row.comparisons, wall_seconds)
-    every = spec.record.weights_every
-    if every and row.step % every == 0:
-        stored = math.lcm(every, spec.record.every)
-        weights = {name: np.asarray(w) for name, w in row.weights.items()}
-        recorder.write_weights(row.step // stored, weights)
-
-
-def _headline(row: Row) -> dict:
-    """What progress shows: of the central flow if there is one, else of the first process."""
-    name = "central" if "central" in row.series else next(iter(row.series))
-    series = row.series[name]
-    return {
-        "loss": float(series["train_loss"]),
-        "sharpness": float(series["eigenvalues"][0]),
-        "critical": int(series.get("critical_directions", 0)),
-    }

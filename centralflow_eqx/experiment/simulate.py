@@ -34,6 +34,7 @@ def simulate(
     probes: Sequence[AbstractProbe] = (),
     raw_spectra: bool = True,
     minibatch: Minibatch | None = None,
+    diverged_above: float | None = None,
     seed: int = 0,
     notify: Notify = lambda _: None,
 ) -> Iterator[Row]:
@@ -49,6 +50,8 @@ def simulate(
     `warm_start` discrete steps come first and are not recorded. `probes` measure more of the
     processes, `raw_spectra` are the Hessian's own eigenvalues beside the effective ones where a
     preconditioner tells them apart, `minibatch` is the loss that `discrete_minibatch` descends.
+    `diverged_above` is how many times its first training loss a process has when it has diverged
+    and ends (None: 10,000 times, or 10 for one that starts at less than 1e-3).
     `notify` is told, in words, what takes long.
 
     Raises `ValueError` for arguments that it cannot work with, `UnsupportedRule` for optimizers
@@ -70,6 +73,7 @@ def simulate(
         probes=probes,
         raw_spectra=raw_spectra,
         minibatch=minibatch,
+        diverged_above=diverged_above,
         seed=seed,
         notify=notify,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -41,11 +41,16 @@ from .arguments import (
     check_rule,
     check_settings,
 )
+from .equilibrium import no_averages
+from .kept import Kept, fit
 from .state import Evaluate, Experiment, Notify, RunState
 
 _ROOM, _SPARE = 8, 2
 """Eigenpairs that there is room for at first, and beyond those that are tracked: growth compiles
 anew, room costs little."""
+_DIVERGED, _SMALL_LOSS = 1e4, 1e-3
+"""A process has diverged at so many times its first loss; one that starts at a minimum may leave
+it for losses of this size without having."""
 _MOST_ROWS, _ROW_BYTES = 64, 256 * 2**20
 """Rows of an advance, and bytes that their views may take."""
 
@@ -63,10 +68,12 @@ def warm_up(loss: Loss, rule: Rule, w: Vector, steps: Array | int) -> tuple[Vect
 
 
 @program
-def after_update(loss: Loss, rule: Rule, s: State, w: Vector) -> tuple[Vector, State]:
-    """The gradient at `w`, and the relaxed state after an update with it."""
-    grad = jax.grad(loss)(w)
-    return grad, relax(rule.update(grad, s, w)[1], w)
+def after_update(
+    loss: Loss, rule: Rule, s: State, w: Vector
+) -> tuple[Float[Array, ""], Vector, State]:
+    """Loss and gradient at `w`, and the relaxed state after an update with it."""
+    value, grad = jax.value_and_grad(loss)(w)
+    return value, grad, relax(rule.update(grad, s, w)[1], w)
 
 
 def respond(
@@ -76,8 +83,8 @@ def respond(
     w: Vector,
     warm_start: int,
     key: PRNGKeyArray,
-) -> tuple[Response, Vector, State]:
-    """The optimizer's response where processes start, the weights and its own state there."""
+) -> tuple[Response, Vector, State, Float[Array, ""]]:
+    """The optimizer's response where processes start, weights, its own state and loss there."""
     check_rule(Rule(optimizer, unravel), w)
     rule = traced_numbers(Rule(optimizer, unravel), w)
     w, s = warm_up(loss, rule, w, jnp.asarray(warm_start))
@@ -85,8 +92,8 @@ def respond(
     if lost:
         message = f"after {warm_start} steps {lost} of {w.size} weights are not finite any more"
         raise OptionError("warm_start", f"{message}; take fewer, or a smaller learning rate")
-    grad, post = after_update(loss, rule, s, w)
-    return examine(rule, post, w, grad, key), w, s
+    value, grad, post = after_update(loss, rule, s, w)
+    return examine(rule, post, w, grad, key), w, s, value
 
 
 def start(
@@ -103,10 +110,16 @@ def start(
     probes: Sequence[AbstractProbe] = (),
     raw_spectra: bool = True,
     minibatch: Minibatch | None = None,
+    diverged_above: float | None = None,
     seed: int = 0,
+    kept: Kept | None = None,
     notify: Notify = lambda _: None,
 ) -> tuple[Experiment, RunState]:
-    """What `simulate` advances; its arguments, and what it raises."""
+    """What `simulate` advances; its arguments, and what it raises.
+
+    With `kept`, the arrays of a state that an earlier call led to, the state is that one. Raises
+    `Misfit` if it is of another experiment.
+    """
     engage()
     check_processes(processes)
     check_count("record_every", record_every, 1)
@@ -115,7 +128,7 @@ def start(
     check_settings(settings, w.size)
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     notify("deriving the optimizer's response")
-    response, w, s = respond(loss, optimizer, unravel, w, warm_start, rule_key)
+    response, w, s, value = respond(loss, optimizer, unravel, w, warm_start, rule_key)
     rate = STATE_RATES[settings.state_rate]
     if response.structure.maxima:  # long steps do not see that it begins to be exceeded
         settings = replace(settings, max_step=min(settings.longest, 1.0))
@@ -133,10 +146,39 @@ def start(
         tuple(probes),
         evaluate,
         jnp.asarray(record_every, jnp.int32),
+        _loss_limit(value, diverged_above),
         _count_rows(w, room, len(members)),
     )
     raw_spectra = raw_spectra and has_raw_spectrum(setting)
-    return experiment, _prepare(experiment, s, room, raw_spectra, survey_key, key, notify)
+    origin = _Origin(s, room, raw_spectra, survey_key, key)
+    if kept is None:
+        return experiment, _begin(experiment, origin, notify)
+    return experiment, _go_on(experiment, fit(_shapes(experiment, origin), kept), notify)
+
+
+def _loss_limit(first: Float[Array, ""], times: float | None) -> Float[Array, ""]:
+    """The training loss of a process that has diverged."""
+    if times is None:
+        return _DIVERGED * jnp.maximum(first, _SMALL_LOSS)
+    return times * first
+
+
+class _Origin(NamedTuple):
+    """What first states are made of: the optimizer's own, room for eigenpairs, random keys."""
+
+    s: State
+    room: int
+    raw_spectra: bool
+    survey_key: PRNGKeyArray
+    key: PRNGKeyArray
+
+    def pairs(self, w: Vector) -> Eigenpairs:
+        """To start the first spectrum from."""
+        return unsolved(w.size, self.room, w.dtype, self.survey_key)
+
+    def keys(self, names: Sequence[str]) -> dict[str, PRNGKeyArray]:
+        """One for each process."""
+        return dict(zip(names, jr.split(self.key, len(names)), strict=True))
 
 
 def _count_rows(w: Vector, room: int, members: int) -> int:
@@ -165,19 +207,10 @@ def _members(setting: Setting, names: Sequence[str]) -> dict[str, AbstractProces
     return members
 
 
-def _prepare(
-    experiment: Experiment,
-    s: State,
-    room: int,
-    raw_spectra: bool,
-    survey_key: PRNGKeyArray,
-    key: PRNGKeyArray,
-    notify: Notify,
-) -> RunState:
+def _begin(experiment: Experiment, origin: _Origin, notify: Notify) -> RunState:
     """The first state. Programs that need nothing of each other compile side by side."""
-    w, names = experiment.start, list(experiment.members)
-    pairs = unsolved(w.size, room, w.dtype, survey_key)
-    keys = dict(zip(names, jr.split(key, len(names)), strict=True))
+    w, s, names = experiment.start, origin.s, list(experiment.members)
+    pairs, keys = origin.pairs(w), origin.keys(names)
     notify(f"compiling {', '.join(names)} and the eigensolver")
     with ThreadPoolExecutor() as pool:
         first = pool.submit(_survey, experiment, s, pairs)
@@ -187,21 +220,54 @@ def _prepare(
             process = experiment.members[name]
             shapes = eqx.filter_eval_shape(process.init, w, s, pairs, keys[name])
             known = pairs if process.tracked(shapes) is None else first.result()
-            return _ready(experiment, name, s, known, keys[name])
+            state = _first_state(process, w, s, known, keys[name])
+            _compile(experiment, name, state)
+            return state
 
         states = dict(zip(names, pool.map(ready, names), strict=True))
         pairs = first.result()
+    return _compose(experiment, origin, states, pairs)
+
+
+def _go_on(experiment: Experiment, state: RunState, notify: Notify) -> RunState:
+    """A state that another process led to, when the programs that advance it are compiled."""
+    names = list(experiment.members)
+    notify(f"compiling {', '.join(names)} and the eigensolver")
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: _compile(experiment, name, state.processes[name]), names))
+    return state
+
+
+def _shapes(experiment: Experiment, origin: _Origin) -> RunState:
+    """What a state of the experiment is made of, up to the room for eigenpairs."""
+
+    def state() -> RunState:
+        w, names = experiment.start, list(experiment.members)
+        pairs, keys = origin.pairs(w), origin.keys(names)
+        members = experiment.members
+        states = {name: members[name].init(w, origin.s, pairs, keys[name]) for name in names}
+        return _compose(experiment, origin, states, pairs)
+
+    return eqx.filter_eval_shape(state)
+
+
+def _compose(
+    experiment: Experiment, origin: _Origin, states: dict[str, Any], pairs: Eigenpairs
+) -> RunState:
+    """The first state of all, from those of processes and the first spectrum."""
+    w = experiment.start
     return RunState(
         jnp.zeros((), jnp.int32),
         states,
-        dict.fromkeys(names, STOP.running),
-        _first_spectra(experiment, states, pairs, raw_spectra, survey_key),
+        dict.fromkeys(states, STOP.running),
+        _first_spectra(experiment, states, pairs, origin),
         {
-            f"{name}/{i}": probe.init(w, pairs.theta.size, jr.fold_in(key, i))
+            f"{name}/{i}": probe.init(w, pairs.theta.size, jr.fold_in(origin.key, i))
             for name in experiment.recorded
             for i, probe in enumerate(experiment.probes)
             if probe.suits(name)
         },
+        no_averages(experiment.recorded),
     )
 
 
@@ -211,7 +277,7 @@ def _survey(experiment: Experiment, s: State, pairs: Eigenpairs) -> Eigenpairs:
     Found once for all of them. Its products are no process's own and are not recorded.
     """
     setting, w = experiment.setting, experiment.start
-    post = after_update(setting.loss, setting.response.rule, s, w)[1]
+    post = after_update(setting.loss, setting.response.rule, s, w)[-1]
     no = jnp.zeros((), bool)
     sights = Sight(w, post, jnp.zeros((), jnp.int32), no, no)
     sights = jax.tree.map(lambda x: jnp.broadcast_to(x, (experiment.rows, *x.shape)), sights)
@@ -227,23 +293,21 @@ def _survey(experiment: Experiment, s: State, pairs: Eigenpairs) -> Eigenpairs:
     return found
 
 
-def _ready(
-    experiment: Experiment,
-    name: str,
-    s: State,
-    pairs: Eigenpairs,
-    key: PRNGKeyArray,
-) -> Any:
-    """The first state of a process, whose program is compiled by taking no step."""
-    process = experiment.members[name]
-    state = _first_state(process, experiment.start, s, pairs, key)
-    zero = jnp.zeros((), jnp.int32)
+def _compile(experiment: Experiment, name: str, state: Any) -> None:
+    """Compile the program of a process, by taking no step."""
+    zero, process = jnp.zeros((), jnp.int32), experiment.members[name]
     moved = programs.move(
-        process, state, STOP.running, zero, zero, experiment.every, experiment.rows
+        process,
+        state,
+        STOP.running,
+        zero,
+        zero,
+        experiment.every,
+        experiment.loss_limit,
+        experiment.rows,
     )
     if moved.views.oscillation is not None:
         programs.judge(experiment.setting, moved.views, zero)
-    return state
 
 
 @program
@@ -257,8 +321,7 @@ def _first_spectra(
     experiment: Experiment,
     states: dict[str, Any],
     pairs: Eigenpairs,
-    raw: bool,
-    key: PRNGKeyArray,
+    origin: _Origin,
 ) -> dict[str, Eigenpairs]:
     """What observers track, of processes that move without, and of the Hessian itself."""
     spectra = {}
@@ -266,7 +329,8 @@ def _first_spectra(
         source = experiment.source(name)
         if experiment.members[source].tracked(states[source]) is None:
             spectra[name] = pairs
-        if raw:
+        if origin.raw_spectra:
             w = experiment.start
-            spectra[f"{name}/raw"] = unsolved(w.size, pairs.theta.size, w.dtype, key)
+            room = pairs.theta.size
+            spectra[f"{name}/raw"] = unsolved(w.size, room, w.dtype, origin.survey_key)
     return spectra

@@ -10,6 +10,7 @@ from ..engine.curvature import Eigenpairs
 from ..engine.response import Vector
 from ..processes import PROCESSES, STOP, AbstractObserver, AbstractProcess, Setting
 from ..processes.probes import AbstractProbe
+from .equilibrium import Averages
 
 Evaluate = Callable[[Vector], dict[str, Array]]
 Notify = Callable[[str], None]
@@ -23,7 +24,8 @@ class Experiment(eqx.Module):
 
     `members` move, `recorded` are the names of those that are recorded and of what is seen in
     their views. `start` are the weights that distances are taken from, `every` the steps between
-    rows, `rows` how many of them an advance has room for.
+    rows, `rows` how many of them an advance has room for. A process whose training loss reaches
+    `loss_limit` has diverged.
     """
 
     setting: Setting
@@ -33,6 +35,7 @@ class Experiment(eqx.Module):
     probes: tuple[AbstractProbe, ...]
     evaluate: Evaluate | None
     every: Int[Array, ""]
+    loss_limit: Float[Array, ""]
     rows: int = eqx.field(static=True)
 
     @property
@@ -50,7 +53,8 @@ class RunState(eqx.Module):
     """What evolves in a simulation, one pytree of arrays.
 
     The next `step`, the states of processes and why those that ended did, the eigenpairs that
-    observers track ("discrete", "central/raw"), and what probes keep ("central/0").
+    observers track ("discrete", "central/raw"), what probes keep ("central/0"), and the averages
+    over rows ("central/variances") that the host keeps.
     """
 
     step: Int[Array, ""]
@@ -58,6 +62,7 @@ class RunState(eqx.Module):
     stops: dict[str, STOP]
     spectra: dict[str, Eigenpairs]
     probes: dict[str, Any]
+    averages: Averages
 
 
 class Flags(NamedTuple):

@@ -35,6 +35,7 @@ class STOP(eqx.Enumeration):
         "no oscillation keeps the flow stable: the complementarity problem has no solution"
     )
     unsolved = "the complementarity problem could not be solved to its tolerance"
+    diverged = "it diverged: its training loss is far above that of the first step"
     not_finite = "loss or weights are not finite"
 
 

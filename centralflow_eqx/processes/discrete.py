@@ -41,7 +41,8 @@ class Discrete(AbstractProcess):
         step, s = rule.update(grad, state.s, w)
         first = jnp.all(jnp.isnan(state.before))
         middle = jnp.where(first, w, (state.before + 2 * w + (w + step)) / 4)
-        view = View(w, relax(s, w), {"gradients": jnp.ones((), jnp.int32)}, middle)
+        series = {"gradients": jnp.ones((), jnp.int32), "train_loss": loss}
+        view = View(w, relax(s, w), series, middle)
         verdict = Verdict(jnp.zeros((), bool), finite(loss, w))
         return DiscreteState(w + step, s, w), view, verdict
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from ..errors import InputError, Location, Problem
+from ..errors import InputError, Location, Problem, one_line
 from ..spec.document import parse
 from ._hdf5 import dataset
 
@@ -76,7 +76,7 @@ def load_run(run_dir: Path) -> Run:
     """Read a run directory, finished or not; `InputError` if it is none."""
     run_dir = Path(run_dir)
     spec, name, smoothing = _read_spec(run_dir / "spec.yaml")
-    with _opened(run_dir) as file:
+    with opened(run_dir) as file:
         steps = dataset(file, "step")[:]
         groups = {k: g for k, g in file.items() if isinstance(g, h5py.Group) and k != "distance"}
         return Run(
@@ -104,8 +104,8 @@ def load_run(run_dir: Path) -> Run:
 
 
 @contextlib.contextmanager
-def _opened(run_dir: Path) -> Iterator[h5py.File]:
-    """The data of a run; `InputError` if there are none."""
+def opened(run_dir: Path) -> Iterator[h5py.File]:
+    """The data of a run; `InputError` if there are none, or they turn out to be damaged."""
     path = run_dir / "data.h5"
     with contextlib.ExitStack() as stack:
         try:
@@ -117,7 +117,10 @@ def _opened(run_dir: Path) -> Iterator[h5py.File]:
             raise _refused(path, f"cannot be read: {error}; is this a run directory?") from None
         if "step" not in file:
             raise _refused(path, "has no dataset `step`; is it a run's data?")
-        yield file
+        try:
+            yield file
+        except (OSError, RuntimeError, KeyError) as error:  # what HDF5 says of damaged files
+            raise _refused(path, f"is damaged: {one_line(error)}") from None
 
 
 class Variable(NamedTuple):
@@ -137,7 +140,7 @@ class Group(NamedTuple):
 
 def read_groups(run_dir: Path) -> dict[str, Group]:
     """Everything in a run's file, by the paths of its groups; `InputError` if there is no run."""
-    with _opened(run_dir) as file:
+    with opened(run_dir) as file:
         groups = {"/": _read_group(file)}
 
         def visit(_: str, item: Any) -> None:
@@ -174,13 +177,13 @@ class Ending:
 
 def with_weights(run_dir: Path) -> tuple[str, ...]:
     """The processes of which a run stored weights."""
-    with _opened(run_dir) as file:
+    with opened(run_dir) as file:
         return tuple(str(name) for name in file if f"{name}/weights" in file)
 
 
 def last_weights(run_dir: Path, process: str) -> Ending | None:
     """The last row of a process's weights that is finite, or None."""
-    with _opened(run_dir) as file:
+    with opened(run_dir) as file:
         if f"{process}/weights" not in file:
             return None
         group = cast(h5py.Group, file[process])

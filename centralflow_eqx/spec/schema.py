@@ -113,7 +113,9 @@ class Stop(Section):
     accuracy_above: Annotated[float, Gt(0), Le(1)] | None = None
     """End when this share of the training examples, or more, is classified right; null: never."""
     diverged_above: Annotated[float, Gt(1)] | None = None
-    """End when the training loss is this many times that of the first row, or more; null: never."""
+    """A process whose training loss is this many times that of the first row, or more, has
+    diverged and ends; the run ends with the process that is checked. null: 10,000 times (10 where
+    the first loss is below 0.001), as a numerical stop; .inf: never."""
 
 
 class Record(Section):
@@ -164,12 +166,12 @@ class Output(Section):
 
 
 class Checkpoint(Section):
-    """Checkpoints to resume from."""
+    """Checkpoints in the run directory, from which `resume` goes on."""
 
-    every: Annotated[Literal[0], Allowed(f"0 {_ONLY}")] = 0
-    """Steps between checkpoints; 0: none."""
-    keep: Annotated[Literal[2], Allowed(f"2 {_ONLY}")] = 2
-    """Number of checkpoints kept."""
+    every: Count | None = None
+    """Steps between checkpoints; 0: only at the end; null: about every five minutes, and then."""
+    keep: Annotated[int, Ge(1)] = 2
+    """Number of checkpoints kept, the newest."""
 
 
 class Sweep(Section):

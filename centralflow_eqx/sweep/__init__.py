@@ -8,7 +8,7 @@ run directories, the spec they ran (`<member>.yaml`) and their output (`<member>
 
 from .cluster import on_cluster, parse_settings
 from .conductor import Backend, conduct
-from .folder import find_runs, is_done, is_run, is_sweep
+from .folder import find_runs, is_run, is_sweep
 from .local import end_with_stdin, in_this_process, in_workers
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "find_runs",
     "in_this_process",
     "in_workers",
-    "is_done",
     "is_run",
     "is_sweep",
     "on_cluster",

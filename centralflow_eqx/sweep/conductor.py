@@ -9,9 +9,10 @@ from typing import NamedTuple
 from rich.console import Console
 
 from ..errors import ExitCode
+from ..experiment.earlier import is_done, is_recorded
 from ..experiment.progress import duration
 from ..spec import Plan, Spec
-from .folder import is_done, is_recorded, start_folder
+from .folder import start_folder
 
 _WORST_FIRST = (
     ExitCode.BUG,

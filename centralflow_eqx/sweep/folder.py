@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import h5py
-
 from ..errors import InputError, Location, Problem
-from ..record.writer import set_aside
+from ..experiment.earlier import is_resumable, read_mapping
+from ..record.files import set_aside
 from ..spec import Plan, Spec
-from ..spec.document import dump, parse
+from ..spec.document import dump
 
 _MEMBERS = "sweep.yaml"
 
@@ -28,38 +27,22 @@ def start_folder(plan: Plan) -> None:
         raise InputError([Problem(Location(str(plan.folder)), "", message)]) from None
 
 
-def is_recorded(spec: Spec) -> bool:
-    """Whether the run directory is that of this very spec, wherever that lies, and readable."""
-    found = _plain(spec.run_dir / "spec.yaml")
-    wanted = parse(spec.to_yaml(), "")[0].plain()
-    same = found is not None and found | {"output": None} == wanted | {"output": None}
-    return same and _status(spec.run_dir) is not None
-
-
-def is_done(spec: Spec) -> bool:
-    """Whether the run directory has the finished run of this very spec."""
-    return is_recorded(spec) and _status(spec.run_dir) == "done"
-
-
-def _status(run_dir: Path) -> str | None:
-    """How the run ended; None if its data cannot be read."""
-    try:
-        with h5py.File(run_dir / "data.h5", "r", locking=False) as file:
-            return str(file.attrs["status"])
-    except (OSError, KeyError):
-        return None
-
-
 def beside(member: Spec, suffix: str) -> Path:
     """A file beside the run directory of `member`."""
     return member.run_dir.with_name(f"{member.name}.{suffix}")
 
 
 def run_arguments(member: Spec, user_code: bool) -> list[str]:
-    """The command line that runs `member`, from a spec written beside its run directory."""
+    """The command line that runs `member`, from a spec written beside its run directory.
+
+    One that was interrupted goes on from its last checkpoint.
+    """
+    flags = [] if user_code else ["--no-user-code"]
+    if is_resumable(member):
+        return ["resume", str(member.run_dir), *flags]
     path = beside(member, "yaml")
     path.write_text(member.to_yaml(), encoding="utf-8")
-    return ["run", str(path), *([] if user_code else ["--no-user-code"])]
+    return ["run", str(path), *flags]
 
 
 def is_run(path: Path) -> bool:
@@ -90,20 +73,11 @@ def _runs_in(folder: Path) -> Iterator[Path]:
     """The members of a sweep in their order, or all run directories that were not set aside."""
     if not folder.is_dir():
         return
-    names = (_plain(folder / _MEMBERS) or {}).get("members")
+    names = (read_mapping(folder / _MEMBERS) or {}).get("members")
     if isinstance(names, list):
         yield from (folder / str(name) for name in names if is_run(folder / str(name)))
         return
     for path in sorted(folder.iterdir()):
-        name = str((_plain(path / "spec.yaml") or {}).get("name"))
+        name = str((read_mapping(path / "spec.yaml") or {}).get("name"))
         if is_run(path) and not re.fullmatch(rf"{re.escape(name)}\.\d+", path.name):
             yield path
-
-
-def _plain(path: Path) -> dict | None:
-    """The mapping in a YAML file; None if there is none."""
-    try:
-        found = parse(path.read_text(encoding="utf-8"), str(path))[0].plain()
-    except (OSError, UnicodeDecodeError, InputError):
-        return None
-    return found if isinstance(found, dict) else None

@@ -31,7 +31,7 @@ def in_this_process(console: Console) -> Backend:
 
         for member in members:
             yield Event(member)
-            code = exit_code(functools.partial(run_spec, member, console))
+            code = exit_code(functools.partial(run_spec, member, console, anew=True))
             if code == ExitCode.INTERRUPTED:
                 raise KeyboardInterrupt
             jax.clear_caches()  # compiled programs of many members would fill the memory

@@ -1,0 +1,135 @@
+"""Moments from which a run can go on, on disk."""
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+
+from ..errors import one_line
+from ..record.files import write_whole
+from ..record.quantities import versions
+from ..spec import Spec
+from .kept import Kept
+
+FOLDER = "checkpoints"
+_FORMAT = 1
+_ABOUT = "about"
+_EVERY_SECONDS = 300.0
+_ROWS_STAND = "name", "steps", "stop", "checkpoint", "output", "sweep"
+"""Sections of a spec that change no row of a run."""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A process that went no further than `row`, and why; `numerical` says that it was lost."""
+
+    row: int
+    reason: str
+    numerical: bool
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run before step `step`: the arrays of its state, and what the host keeps.
+
+    `stops` has the processes that have ended, `first_loss` is what goals are compared with,
+    `wall_seconds` is the time that was spent, `made` the `fingerprint` of who computed it.
+    """
+
+    step: int
+    kept: Kept
+    stops: Mapping[str, Stopped]
+    first_loss: float | None
+    wall_seconds: float
+    made: Mapping[str, str]
+
+
+def fingerprint(spec: Spec) -> dict[str, str]:
+    """What a run's rows depend on: the spec, versions, precision and device."""
+    content = spec.model_dump(mode="json", exclude=set(_ROWS_STAND))
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {
+        "spec": digest,
+        "precision": spec.precision,
+        "device": str(jax.devices()[0].device_kind),
+        **versions(),
+    }
+
+
+class Checkpoints:
+    """Writes checkpoints of a run in its directory, and removes older ones.
+
+    `every` is the number of steps between them; 0 for none before the end, None for some by wall
+    time. The newest `keep` are kept.
+    """
+
+    def __init__(self, run_dir: Path, every: int | None, keep: int):
+        self._folder, self._every, self._keep = run_dir / FOLDER, every, keep
+        self._last = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether a run that has come to `step` is to be kept now."""
+        if self._every is None:
+            return time.monotonic() - self._last >= _EVERY_SECONDS
+        return self._every > 0 and step % self._every == 0
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write it; raises `OSError`."""
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"step_{checkpoint.step:09d}.npz"
+        write_whole(path, lambda file: _write(file, checkpoint))
+        for old in _newest_first(self._folder)[self._keep :]:
+            old.unlink()
+        self._last = time.monotonic()
+
+
+def find_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """The newest checkpoint that can be read; warns of those that cannot."""
+    for path in _newest_first(run_dir / FOLDER):
+        try:
+            return _read(path)
+        except Exception as error:  # a damaged archive raises many kinds of them
+            warnings.warn(f"{path} cannot be used: {one_line(error)}", stacklevel=2)
+    return None
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether there is a checkpoint, good or not."""
+    return bool(_newest_first(run_dir / FOLDER))
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*.npz"), reverse=True)
+
+
+def _write(file: BinaryIO, checkpoint: Checkpoint) -> None:
+    about = asdict(checkpoint) | {"format": _FORMAT, "kept": _digest(checkpoint.kept)}
+    arrays: dict[str, Any] = {_ABOUT: np.array(json.dumps(about)), **checkpoint.kept}
+    np.savez(file, **arrays)
+
+
+def _read(path: Path) -> Checkpoint:
+    with np.load(path, allow_pickle=False) as archive:
+        about = json.loads(str(archive[_ABOUT]))
+        if about.pop("format") != _FORMAT:
+            raise ValueError("it was written by another version of centralflow_eqx")
+        kept = {name: archive[name] for name in archive.files if name != _ABOUT}
+    if about["kept"] != _digest(kept):
+        raise ValueError("its content has changed since it was written")
+    stops = {name: Stopped(**stop) for name, stop in about["stops"].items()}
+    return Checkpoint(**about | {"kept": kept, "stops": stops})
+
+
+def _digest(kept: Kept) -> str:
+    found = hashlib.blake2b()
+    for name, array in sorted(kept.items()):
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data if array.ndim else array.tobytes())
+    return found.hexdigest()
