@@ -1,8 +1,11 @@
-"""What tests read of run directories."""
+"""What tests read of runs and their directories."""
 
 import h5py
 import numpy as np
 
+from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.drive import drive
+from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.report import smooth
 
 SETTLING = 15
@@ -47,3 +50,20 @@ def undocumented(run_dir):
     with h5py.File(run_dir / "data.h5", locking=False) as file:
         file.visititems(visit)
     return found
+
+
+def rows_of(spec):
+    """The rows of a spec's simulation, without a run directory."""
+    return drive(*prepare(spec, build_task(spec)), spec.steps)
+
+
+def contents(run_dir):
+    """Every array of data.h5 by name, and the attributes."""
+    with h5py.File(run_dir / "data.h5") as file:
+        arrays = {}
+        file.visititems(
+            lambda name, item: (
+                arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+        return arrays, dict(file.attrs)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from _losses import TinyMLP
-from _runs import undocumented
+from _runs import rows_of, undocumented
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.data import Moons
 from centralflow_eqx.errors import InputError, NumericalStop, OptionError
 from centralflow_eqx.experiment.build import build_task
-from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.experiment.simulate import Row, simulate
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP
@@ -22,7 +21,7 @@ from centralflow_eqx.optimizers import GD
 from centralflow_eqx.processes.probes import Coordinates, Outputs
 from centralflow_eqx.record.arrays import collect, open_run
 from centralflow_eqx.record.row import Halt
-from centralflow_eqx.record.writer import Recorder
+from centralflow_eqx.record.writer import Layout, Recorder
 from centralflow_eqx.spec import load_spec
 from centralflow_eqx.task import make_task
 
@@ -51,7 +50,7 @@ def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "spec.yaml").write_text(SPEC)
     spec = load_spec(folder / "spec.yaml", [f"output.dir={folder}"])
-    collected = collect(prepare(spec, build_task(spec)), coordinates=[2, 11], weights=True)
+    collected = collect(rows_of(spec), coordinates=[2, 11], weights=True)
     assert main(["run", str(folder / "spec.yaml"), "--set", f"output.dir={folder}"]) == 0
     assert undocumented(folder / "small") == []
     return collected, open_run(folder / "small")
@@ -190,9 +189,9 @@ def test_probes_of_a_plain_loss_have_labels():
 
 
 def test_a_run_that_is_open_elsewhere_can_be_read(tmp_path):
-    with Recorder.create(tmp_path, "x", "name: x", np.arange(2), np.arange(0), {}) as recorder:
+    with Recorder.create(tmp_path / "x", Layout("name: x", np.arange(2), np.arange(0))) as recorder:
         recorder.write(0, {"discrete": {"train_loss": 1.0}}, {}, 0.0)
-        recorder.flush()
+        recorder.publish()
         assert open_run(recorder.run_dir)["discrete/train_loss"][0] == 1
     with h5py.File(recorder.run_dir / "data.h5") as file:
         np.testing.assert_array_equal(open_run(recorder.run_dir)["step"], file["step"])

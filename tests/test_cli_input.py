@@ -170,7 +170,6 @@ def test_misspelt_names_come_with_a_suggestion(refused, old, new, suggestion):
 @pytest.mark.parametrize(
     "section",
     [
-        "checkpoint: {every: 10}",
         "distributed: auto",
         "distributed: {coordinator: a, processes: 2, index: 0}",
     ],
@@ -330,7 +329,7 @@ def run_with(folder, monkeypatch, capsys):
 def test_run_gets_the_spec_and_its_code_is_the_exit_code(run_with):
     seen = []
 
-    def run_spec(spec, console):
+    def run_spec(spec, console, anew):
         seen.append(spec.steps)
         return ExitCode.NUMERICAL_STOP
 
@@ -339,7 +338,7 @@ def test_run_gets_the_spec_and_its_code_is_the_exit_code(run_with):
 
 
 def test_bad_input_found_during_a_run(run_with):
-    def run_spec(spec, console):
+    def run_spec(spec, console, anew):
         raise spec.error("optimizer.lr", "too large")
 
     code, captured = run_with(run_spec)
@@ -347,7 +346,7 @@ def test_bad_input_found_during_a_run(run_with):
 
 
 def test_an_interrupt_is_code_4(run_with):
-    def run_spec(spec, console):
+    def run_spec(spec, console, anew):
         raise KeyboardInterrupt
 
     code, captured = run_with(run_spec)
@@ -355,7 +354,7 @@ def test_an_interrupt_is_code_4(run_with):
 
 
 def test_a_bug_shows_its_traceback(run_with):
-    def run_spec(spec, console):
+    def run_spec(spec, console, anew):
         raise RuntimeError("boom")
 
     code, captured = run_with(run_spec)

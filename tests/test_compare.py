@@ -10,7 +10,7 @@ import yaml
 
 from centralflow_eqx.errors import InputError
 from centralflow_eqx.record.reader import load_run
-from centralflow_eqx.record.writer import Recorder
+from centralflow_eqx.record.writer import Layout, Recorder
 from centralflow_eqx.report import summarise_comparison, write_comparison
 from centralflow_eqx.report._labels import LONGEST, labels, shortened
 from centralflow_eqx.report._outcomes import outcomes
@@ -66,7 +66,7 @@ def make_run(
     steps = np.arange(rows)
     weights_steps = steps[::10] if stored else steps[:0]
     text = spec(name, optimizer__lr=scale, **changes)
-    with Recorder.create(folder, name, text, steps, weights_steps, {}) as recorder:
+    with Recorder.create(folder / name, Layout(text, steps, weights_steps)) as recorder:
         for t in range(written):
             series = {p: s for p, s in row(t, scale).items() if names is None or p in names}
             pairs = {"distance/midpoint-central": 0.05 * scale * t}
@@ -426,10 +426,10 @@ def test_runs_left_out_of_the_distances_are_named(tmp_path):
 def test_a_run_in_progress(tmp_path):
     steps = np.arange(30)
     text = spec("going")
-    with Recorder.create(tmp_path, "going", text, steps, steps[:1], {}) as recorder:
+    with Recorder.create(tmp_path / "going", Layout(text, steps, steps[:1])) as recorder:
         for t in range(5):
             recorder.write(t, row(t, 1.0), {}, 1.0)
-        recorder.flush()
+        recorder.publish()
         page = write_comparison([recorder.run_dir], tmp_path / "out", "x")
         assert "running" in page.read_text()
         assert "running" in summarise_comparison([recorder.run_dir])

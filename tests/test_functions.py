@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import yaml
+from _runs import rows_of
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.errors import ExitCode, InputError
 from centralflow_eqx.experiment.build import build_task
-from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.spec import load_spec
 
 MINE = """\
@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch):
 
 def rows(*overrides):
     spec = load_spec("s.yaml", overrides)
-    return list(prepare(spec, build_task(spec)))
+    return list(rows_of(spec))
 
 
 def test_a_quartic_oscillates_as_its_cycle_and_its_flow_as_the_theory_says(folder):

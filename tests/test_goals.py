@@ -8,7 +8,7 @@ import pytest
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.experiment.goals import GoalWatch
-from centralflow_eqx.record.writer import set_aside
+from centralflow_eqx.record.files import set_aside
 from centralflow_eqx.spec import json_schema
 from centralflow_eqx.spec.schema import Stop
 

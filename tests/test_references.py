@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _marks import quick
+from _runs import rows_of
 
-from centralflow_eqx.experiment.build import build_task
-from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.spec import load_spec
 
 pytestmark = pytest.mark.optimized
@@ -68,7 +67,7 @@ def run(request, tmp_path_factory):
     path.write_text(SPEC.format(file=file, **RUNS[request.param]))
     spec = load_spec(path)
     with np.load(file) as reference:
-        return dict(reference), list(prepare(spec, build_task(spec)))
+        return dict(reference), list(rows_of(spec))
 
 
 def series(rows, process, name):
@@ -126,7 +125,7 @@ def test_single_precision_follows_double(name, tmp_path):
         "processes=[central]",
     ]
     spec = load_spec(path, single)
-    rows = list(prepare(spec, build_task(spec)))
+    rows = list(rows_of(spec))
     with np.load(DATA / f"{name}.npz") as reference:
         ours = np.stack([rows[i].weights["central"] for i in reference["rows"]])
         assert ours.dtype == np.float32

@@ -5,12 +5,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _runs import rows_of
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.data import Chebyshev, Dataset, Npz
 from centralflow_eqx.errors import ExitCode, OptionError
-from centralflow_eqx.experiment.build import build_task
-from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.losses import MSE, CrossEntropy
 from centralflow_eqx.models import MLP
 from centralflow_eqx.record.arrays import open_run
@@ -40,7 +39,7 @@ def published(tmp_path):
     def rows(*overrides):
         (tmp_path / "s.yaml").write_text(SPEC.replace("FILE", str(PUBLISHED)))
         spec = load_spec(tmp_path / "s.yaml", overrides)
-        series = [row.series["discrete"] for row in prepare(spec, build_task(spec))]
+        series = [row.series["discrete"] for row in rows_of(spec)]
         return [
             np.array([np.nanmax(s[key]) for s in series]) for key in ("train_loss", "eigenvalues")
         ]

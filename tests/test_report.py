@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from centralflow_eqx.errors import InputError
 from centralflow_eqx.record.reader import Run, load_run
-from centralflow_eqx.record.writer import Recorder
+from centralflow_eqx.record.writer import Layout, Recorder
 from centralflow_eqx.report import summarise, write_report
 from centralflow_eqx.report._chart import (
     Chart,
@@ -101,7 +101,9 @@ DISTANCES = {
 def make_run(folder, names=ALL, rows=T, stable_rows=90, weights=True, status="done"):
     """Write a run directory; the stable flow stops before row `stable_rows`."""
     steps, stored = np.arange(T), np.arange(0, T, 10) if weights else np.arange(0)
-    with Recorder.create(folder, "made_up", SPEC, steps, stored, {"device": "cpu"}) as recorder:
+    with Recorder.create(
+        folder / "made_up", Layout(SPEC, steps, stored, {"device": "cpu"})
+    ) as recorder:
         for t in range(rows):
             going = [n for n in names if n != "stable" or t < stable_rows]
             series = {name: values for name, values in processes(t).items() if name in going}
@@ -342,7 +344,7 @@ def test_an_oscillation_that_comes_late(grows_at, step):
 
 def test_a_stop_after_the_last_row(tmp_path):
     steps = np.arange(2)
-    with Recorder.create(tmp_path, "x", SPEC, steps, steps[:0], {}) as recorder:
+    with Recorder.create(tmp_path / "x", Layout(SPEC, steps, steps[:0])) as recorder:
         for t in range(2):
             recorder.write(t, processes(t), {}, 0.0)
         recorder.stop("central", 2, "broke")

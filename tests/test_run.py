@@ -1,13 +1,16 @@
 """Whole runs, from the command line to the run directory."""
 
+import signal
+
 import h5py
 import numpy as np
 import pytest
-from _runs import undocumented
+from _marks import quick
+from _runs import contents, undocumented
 
 from centralflow_eqx.cli import main
-from centralflow_eqx.experiment import run as run_module
-from centralflow_eqx.experiment.prepare import prepare
+from centralflow_eqx.experiment import drive, recording
+from centralflow_eqx.experiment.drive import chunks
 from centralflow_eqx.spec import load_spec
 
 SPEC = """\
@@ -35,18 +38,6 @@ def run(tmp_path, monkeypatch):
         return main(["run", "spec.yaml", *arguments]), tmp_path / "runs" / "small"
 
     return run
-
-
-def contents(run_dir):
-    """Every array of data.h5 by name, and the attributes."""
-    with h5py.File(run_dir / "data.h5") as file:
-        arrays = {}
-        file.visititems(
-            lambda name, item: (
-                arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
-            )
-        )
-        return arrays, dict(file.attrs)
 
 
 def test_a_run_leaves_what_the_contract_says(run, capsys):
@@ -111,29 +102,36 @@ def test_divergence_stops_the_run_and_keeps_the_rows_before(run, capsys):
         "warm_start=0",
     )
     error = capsys.readouterr().err
-    assert code == 3 and "discrete stopped at step" in error and "not finite" in error
+    assert code == 3 and "discrete stopped at step" in error and "it diverged" in error
     data, attributes = contents(run_dir)
     with h5py.File(run_dir / "data.h5") as file:
         row = file["discrete"].attrs["stop_row"]
     assert attributes["status"] == "numerical stop"
-    assert row > 0 and np.all(np.isfinite(data["discrete/train_loss"][:row]))
-    assert np.all(np.isnan(data["discrete/train_loss"][row:]))
-    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == row
+    # its last row is that where it was seen to have diverged
+    loss = data["discrete/train_loss"]
+    assert row > 0 and np.all(loss[:row] < 1e4 * loss[0]) and loss[row] >= 1e4 * loss[0]
+    assert np.all(np.isnan(loss[row + 1 :]))
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == row + 1
 
 
-def test_an_interrupted_run_keeps_its_rows(run, monkeypatch):
-    def interrupted(spec, task, notify):
-        rows = prepare(spec, task, notify)
-        yield next(rows)
-        yield next(rows)
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("how", quick([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
+def test_an_interrupted_run_keeps_its_rows(run, how, monkeypatch, capsys):
+    def interrupted(*args):
+        for number, chunk in enumerate(chunks(*args)):
+            if number == 1:
+                signal.raise_signal(how)
+            yield chunk
 
-    monkeypatch.setattr(run_module, "prepare", interrupted)
+    monkeypatch.setattr(drive._Pace, "__call__", lambda self, left: 1)
+    monkeypatch.setattr(recording, "chunks", interrupted)
     code, run_dir = run("processes=[discrete]")
-    loss = contents(run_dir)[0]["discrete/train_loss"]
-    assert code == 4
-    np.testing.assert_array_equal(np.isfinite(loss), np.arange(12) < 2)
+    data, attributes = contents(run_dir)
+    assert code == 4 and attributes["status"] == "interrupted"
+    # the chunk in which it came is the last
+    np.testing.assert_array_equal(np.isfinite(data["discrete/train_loss"]), np.arange(12) < 2)
     assert (run_dir / "report.html").exists()
+    told = capsys.readouterr().err
+    assert "another signal ends at once" in told and "the rows before step 2 are kept" in told
 
 
 def test_a_stable_flow_stops_at_its_limit_and_the_rest_goes_on(run):

@@ -176,7 +176,7 @@ def test_defaults_are_those_of_the_contract(load):
         "minibatch": {"size": 0},
         "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
         "distributed": "off",
-        "checkpoint": {"every": 0, "keep": 2},
+        "checkpoint": {"every": None, "keep": 2},
     }
     assert output.startswith("/")
 

@@ -20,7 +20,7 @@ from centralflow_eqx import report
 from centralflow_eqx.cli import main
 from centralflow_eqx.errors import ExitCode, InputError
 from centralflow_eqx.experiment.build import build_task
-from centralflow_eqx.record.writer import Recorder
+from centralflow_eqx.record.writer import Layout, Recorder
 from centralflow_eqx.spec import load_plan, load_spec
 from centralflow_eqx.sweep import conduct, find_runs, is_done
 from centralflow_eqx.sweep.conductor import Event
@@ -312,9 +312,8 @@ def record(member, status="done", folder=None):
     attributes = {"precision": "float64", "seed": member.seed, "device": "cpu"}
     folder = folder or member.run_dir.parent
     steps = np.arange(3)
-    with Recorder.create(
-        folder, member.name, member.to_yaml(), steps, steps[:0], attributes
-    ) as new:
+    layout = Layout(member.to_yaml(), steps, steps[:0], attributes)
+    with Recorder.create(folder / member.name, layout) as new:
         for row in steps:
             values = {"train_loss": 1.0 / (1 + row), "eigenvalues": np.array([1.0])}
             new.write(row, {"discrete": values}, {}, 0.1)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 _AVERAGED = "variances", "eigenvalues"
 WINDOW = 15
@@ -16,7 +16,7 @@ DOUBTFUL_EDGE = 0.3
 """Difference of eigenvalues, relative to the critical one, above which a row is untrusted: runs
 that are right have up to 0.21, in bursts."""
 
-Averages = dict[str, Float[np.ndarray, "2"]]
+Averages = dict[str, Float[np.ndarray | Array, "2"]]
 
 
 def no_averages(names: Iterable[str]) -> Averages:

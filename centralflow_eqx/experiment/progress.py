@@ -99,8 +99,8 @@ class Progress:
         loss: float,
         sharpness: float,
         critical: int,
-        optimizer_loss: float = math.nan,
         note: str = "",
+        optimizer_loss: float = math.nan,
     ) -> None:
         """`step` of `total` steps are done.
 

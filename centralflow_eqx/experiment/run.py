@@ -67,7 +67,8 @@ def resume_run(
         trouble = _missing_rows(spec, run_dir, checkpoint)
         if not trouble:
             if checkpoint.step >= spec.steps and status(run_dir) == "done":
-                console.print(f"{run_dir} has all of its {spec.steps} steps; --steps N adds some")
+                told = f"{run_dir} has all of its {spec.steps} steps; --steps N adds some"
+                console.print(told, soft_wrap=True, markup=False, highlight=False)
                 return ExitCode.DONE
             return _carry_out(spec, run_dir, console, checkpoint)
         warnings.warn(trouble, stacklevel=2)

@@ -73,7 +73,8 @@ class View(eqx.Module):
     """What a process shows of a step, for those who observe it.
 
     `post` is the post-update state at the weights `w`; `series` are small arrays for the record,
-    among them what the step cost. `middle` is the midpoint of an optimizer's iterates around `w`.
+    among them what the step cost, and a `train_loss` that shows divergence. `middle` is the
+    midpoint of an optimizer's iterates around `w`.
     """
 
     w: Vector

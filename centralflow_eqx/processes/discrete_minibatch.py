@@ -47,7 +47,8 @@ class DiscreteMinibatch(AbstractProcess):
         assert minibatch is not None
         loss, grad = jax.value_and_grad(minibatch)(w, state.taken, jr.wrap_key_data(state.key))
         step, s = self.setting.response.rule.update(grad, state.s, w)
-        view = View(w, relax(s, w), {"gradients": jnp.ones((), jnp.int32)})
+        series = {"gradients": jnp.ones((), jnp.int32), "train_loss": loss}
+        view = View(w, relax(s, w), series)
         verdict = Verdict(jnp.zeros((), bool), finite(loss, w))
         return MinibatchState(w + step, s, state.taken + 1, state.key), view, verdict
 

@@ -73,7 +73,7 @@ def _holder(run_dir: Path) -> str:
         return ""
     pid, host = mark.get("pid"), mark.get("host")
     if host == _host():
-        gone, where = not (isinstance(pid, int) and _runs(pid)), ""
+        gone, where = not (isinstance(pid, int) and pid > 0 and _runs(pid)), ""
     else:
         gone, where = False, f" on {str(host).partition('/')[0]}"
     return "" if gone or _age(path) > _DEAD_SECONDS else f"process {pid}{where}"

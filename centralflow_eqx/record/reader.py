@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from ..errors import InputError, Location, Problem, one_line
 from ..spec.document import parse
-from ._hdf5 import dataset
+from ._hdf5 import dataset, is_intact
 
 _DEFAULT_SMOOTHING = 15.0
 FLOWS = ("central", "stationary", "ablated")
@@ -109,6 +109,8 @@ def opened(run_dir: Path) -> Iterator[h5py.File]:
     path = run_dir / "data.h5"
     with contextlib.ExitStack() as stack:
         try:
+            if not is_intact(path):
+                raise _refused(path, "is damaged: its content is not what was written")
             # Through Python's file, HDF5 neither locks nor minds who else has it open: the run's
             # writer, or the user.
             raw = stack.enter_context(path.open("rb"))

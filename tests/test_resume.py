@@ -1,0 +1,353 @@
+"""Runs that are interrupted, killed or extended, and what their directories have then."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from _runs import contents
+
+from centralflow_eqx.cli import main
+from centralflow_eqx.errors import ExitCode
+from centralflow_eqx.experiment import drive, recording
+from centralflow_eqx.experiment.checkpoint import find_checkpoint
+from centralflow_eqx.experiment.drive import chunks
+from centralflow_eqx.experiment.earlier import is_done, is_resumable
+from centralflow_eqx.record import owner, writer
+from centralflow_eqx.spec import load_spec
+from centralflow_eqx.sweep.folder import run_arguments
+
+STEPS, EVERY = 16, 4
+SPEC = f"""\
+name: small
+precision: float64
+data: {{type: moons, n: 30}}
+model: {{type: mlp, widths: [4], activation: tanh}}
+loss: {{type: mse}}
+optimizer: {{type: rmsprop, lr: 0.1, beta2: 0.9}}
+processes: [discrete, midpoint, central, discrete_minibatch]
+steps: {STEPS}
+warm_start: 5
+minibatch: {{size: 10}}
+record: {{weights_every: 2, coordinates: 2}}
+checkpoint: {{every: {EVERY}}}
+"""
+
+
+class Killed(BaseException):
+    """Ends a run as no error does."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to, and what it looked like before each of its steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "spec.yaml").write_text(SPEC)
+    run_dir = folder / "runs" / "small"
+
+    def watched(*arguments):
+        for chunk in chunks(*arguments):
+            yield chunk
+            # SIGKILL leaves what is on the disk now
+            shutil.copytree(run_dir, folder / f"before_{chunk.step}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(recording, "chunks", watched)
+        patch.setattr(drive._Pace, "__call__", lambda self, left: 1)
+        assert main(["run", "spec.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def killed(whole, tmp_path, monkeypatch):
+    """The directory of the run as it was before a step, in a working directory of its own."""
+
+    def killed(step):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "spec.yaml").write_text(SPEC)
+        run_dir = tmp_path / "runs" / "small"
+        shutil.copytree(whole / f"before_{step}", run_dir)
+        (run_dir / owner._NAME).unlink(missing_ok=True)
+        text = (run_dir / "spec.yaml").read_text().replace(str(whole), str(tmp_path))
+        (run_dir / "spec.yaml").write_text(text)
+        return run_dir
+
+    return killed
+
+
+def same(run_dir, other):
+    """Whether two runs have recorded the same, to the last bit."""
+    (found, status), (wanted, _) = contents(run_dir), contents(other)
+    assert found.keys() == wanted.keys() and status["status"] == "done"
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    lines = [(d / "metrics.jsonl").read_text().splitlines() for d in (run_dir, other)]
+    return len(lines[0]) == len(lines[1])
+
+
+@pytest.mark.parametrize("step", [9, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_resumed_run_is_the_run(step, killed, whole, capsys):
+    run_dir = killed(step)
+    assert find_checkpoint(run_dir).step == step // EVERY * EVERY
+    assert main(["resume", str(run_dir)]) == 0
+    assert same(run_dir, whole / "runs" / "small")
+    told = capsys.readouterr()
+    assert "warning" not in told.err and "What happened" in told.out
+    assert main(["resume", str(run_dir)]) == 0
+    assert f"has all of its {STEPS} steps" in capsys.readouterr().out
+
+
+def test_a_killed_process_can_be_gone_on_with(whole, tmp_path, monkeypatch):
+    """The same by SIGKILL, and the program that the user starts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    run_dir = tmp_path / "runs" / "small"
+    command = [sys.executable, "-m", "centralflow_eqx", "run", "spec.yaml"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not list(run_dir.glob("checkpoints/*.npz")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    contents(run_dir)
+    assert main(["resume", str(run_dir)]) == 0
+    assert same(run_dir, whole / "runs" / "small")
+
+
+def test_a_finished_run_can_be_extended(killed, whole, capsys):
+    run_dir = killed(4)
+    assert main(["resume", str(run_dir), "--steps", "10"]) == 0
+    assert load_spec(run_dir / "spec.yaml").steps == 10
+    assert contents(run_dir)[0]["step"].size == 10
+    assert main(["resume", str(run_dir), "--steps", str(STEPS)]) == 0
+    assert same(run_dir, whole / "runs" / "small")
+
+
+def test_a_run_that_ended_at_a_goal_can_go_on(killed, whole):
+    run_dir = killed(4)
+    loss = contents(whole / "runs" / "small")[0]["discrete/train_loss"]
+    goal = loss.min() * (1 + 1e-9)
+    row = int(np.argmax(loss <= goal))
+    assert main(["resume", str(run_dir), "--set", f"stop.loss_below={goal}"]) == 0
+    data, attributes = contents(run_dir)
+    assert f"step {row}:" in attributes["stop_goal"]
+    assert np.isnan(data["discrete/train_loss"][row + 1 :]).all()
+    assert main(["resume", str(run_dir), "--set", "stop.loss_below=null"]) == 0
+    assert same(run_dir, whole / "runs" / "small")
+
+
+def test_a_changed_spec_is_refused_unless_told(killed, capsys):
+    run_dir = killed(4)
+    before = (run_dir / "data.h5").read_bytes()
+    arguments = ["resume", str(run_dir), "--set", "optimizer.lr=0.05"]
+    assert main(arguments) == 2
+    assert "is not the spec of the run so far" in capsys.readouterr().err
+    assert main(["resume", str(run_dir), "--set", "precision=float32"]) == 2
+    assert "cannot be changed" in capsys.readouterr().err
+    assert main(["resume", str(run_dir), "--changed", "--set", "model.widths=[5]"]) == 2
+    assert "its checkpoint is of another spec" in capsys.readouterr().err
+    assert (run_dir / "data.h5").read_bytes() == before
+    assert main([*arguments, "--changed"]) == 0
+
+
+def test_what_is_no_run_cannot_be_resumed(tmp_path, capsys):
+    assert main(["resume", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"{tmp_path}: no run directory: it has no spec.yaml\n"
+
+
+def damage(path, how):
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "missing":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_a_damaged_checkpoint_is_passed_over(how, killed, capsys):
+    run_dir = killed(9)
+    damage(run_dir / "checkpoints" / "step_000000008.npz", how)
+    with pytest.warns(UserWarning, match="step_000000008.npz cannot be used"):
+        assert find_checkpoint(run_dir).step == 4
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
+def test_without_its_rows_a_run_begins_anew_and_loses_nothing(how, killed, monkeypatch, capsys):
+    run_dir = killed(9)
+    damage(run_dir / "data.h5", how)
+    begun = []
+    monkeypatch.setattr(
+        "centralflow_eqx.experiment.run._carry_out",
+        lambda spec, run_dir, console, checkpoint: begun.append(checkpoint) or ExitCode.DONE,
+    )
+    assert main(["resume", str(run_dir)]) == 0
+    told = capsys.readouterr().err
+    assert begun == [None] and "starting from its first step" in told and "data.h5" in told
+
+
+def test_flipped_bits_never_go_unseen(killed, tmp_path):
+    run_dir = killed(9)
+    folder = run_dir / "checkpoints"
+    good = find_checkpoint(run_dir)
+    (folder / "step_000000004.npz").unlink()
+    path = folder / "step_000000008.npz"
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(8 * len(content), size=60):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("warnings.warn", lambda *_, **__: None)
+            found = find_checkpoint(run_dir)
+        if found is not None:  # a bit of the archive that means nothing
+            assert found.stops == good.stops and found.step == good.step
+            assert all(np.array_equal(found.kept[k], v, equal_nan=v.dtype.kind == "f")
+                       for k, v in good.kept.items())  # fmt: skip
+
+
+def test_run_does_not_displace_an_unfinished_run(killed, capsys):
+    run_dir = killed(4)
+    spec = load_spec("spec.yaml")
+    assert is_resumable(spec) and not is_done(spec)
+    assert main(["run", "spec.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("spec.yaml:1: name: ") and f"`resume {run_dir}` goes on" in told
+    assert run_arguments(spec, user_code=False) == ["resume", str(run_dir), "--no-user-code"]
+    # of another spec it is none
+    assert not is_resumable(load_spec("spec.yaml", ["seed=7"]))
+    assert main(["run", "spec.yaml", "--anew", "--set", "processes=[discrete]"]) == 0
+    assert find_checkpoint(run_dir.with_name("small.1")).step == 4
+
+
+def test_a_directory_has_one_writer(killed, capsys, monkeypatch):
+    run_dir = killed(4)
+    before = (run_dir / "data.h5").read_bytes()
+    with owner.Owner(run_dir):
+        assert main(["resume", str(run_dir)]) == 2
+        assert f"is being written by process {os.getpid()}" in capsys.readouterr().err
+        assert main(["run", "spec.yaml", "--anew"]) == 2
+        assert f"is being written by process {os.getpid()}" in capsys.readouterr().err
+    assert (run_dir / "data.h5").read_bytes() == before
+
+
+def test_a_dead_owner_holds_nobody_back(tmp_path, monkeypatch):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    mark = tmp_path / owner._NAME
+    for pid, host, age, holds in (
+        (gone.pid, owner._host(), 0, False),
+        (os.getpid(), owner._host(), 0, True),
+        # its number may be another process's by now
+        (os.getpid(), owner._host(), 2 * owner._DEAD_SECONDS, False),
+        (1, "elsewhere/0", 0, True),
+        (1, "elsewhere/0", 2 * owner._DEAD_SECONDS, False),
+        # clocks may jump
+        (1, "elsewhere/0", -1e6, True),
+        (-1, owner._host(), 0, False),
+        (1e400, owner._host(), 0, False),
+    ):
+        mark.write_text(f'{{"pid": {pid}, "host": "{host}"}}'.replace("inf", "Infinity"))
+        os.utime(mark, (time.time() - age,) * 2)
+        if holds:
+            with pytest.raises(owner.DirectoryInUse):
+                owner.Owner(tmp_path).__enter__()
+        else:
+            with owner.Owner(tmp_path) as mine:
+                assert mine.holds()
+                mark.write_text('{"pid": 1, "host": "elsewhere"}')
+                assert not mine.holds()
+    mark.write_text('{"pid": 12')  # cut off
+    with owner.Owner(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("writes", [3, 6])
+def test_a_full_disk_loses_nothing_that_was_written(writes, killed, whole, monkeypatch, capsys):
+    run_dir, left = killed(4), [writes]
+    real = writer.write_whole
+
+    def write_whole(path, write):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, write)
+
+    monkeypatch.setattr(writer, "PUBLISH_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "write_whole", write_whole)
+    monkeypatch.setattr("centralflow_eqx.experiment.checkpoint.write_whole", write_whole)
+    assert main(["resume", str(run_dir)]) == 4
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(str(run_dir)) and "No space left on device" in line
+    assert f"`resume {run_dir}` goes on from there" in line
+    assert np.isfinite(contents(run_dir)[0]["discrete/train_loss"][:4]).all()
+    monkeypatch.undo()
+    assert main(["resume", str(run_dir)]) == 0
+    assert same(run_dir, whole / "runs" / "small")
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"before")
+
+    def fails(file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        writer.write_whole(path, fails)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+    writer.write_whole(path, lambda file: file.write(b"after"))
+    assert path.read_bytes() == b"after"
+
+
+@pytest.mark.parametrize("place", ["a_file", "/proc/nowhere", "a_file/below"])
+def test_where_nothing_can_be_written(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text(SPEC + f"output: {{dir: {place}}}\n")
+    (tmp_path / "a_file").write_text("")
+    arguments = ["--set", "processes=[discrete]", "--set", "steps=2"]
+    assert main(["run", "spec.yaml", *arguments]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("spec.yaml:13: output.dir: ") and "cannot be written" in line
+
+
+def test_lack_of_memory_is_told_with_what_takes_less(killed, monkeypatch, capsys):
+    def exhausted(*arguments):
+        yield next(chunks(*arguments))
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    run_dir = killed(4)
+    monkeypatch.setattr(recording, "chunks", exhausted)
+    assert main(["resume", str(run_dir)]) == 4
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("out of memory") and "memory.hvp_chunk: 1" in line
+    assert contents(run_dir)[1]["status"] == "failed" and is_resumable(load_spec("spec.yaml"))
+
+
+TWICE = """
+import os, signal, time
+from centralflow_eqx.experiment.interruption import Interruption
+with Interruption() as interruption:
+    assert not interruption
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not interruption:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+
+
+def test_a_second_signal_ends_at_once():
+    begun = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", TWICE], stderr=subprocess.PIPE, text=True)
+    assert found.returncode == 4 and time.monotonic() - begun < 50
+    assert "another signal ends at once" in found.stderr
