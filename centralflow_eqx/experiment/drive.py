@@ -11,6 +11,7 @@ import numpy as np
 from ..engine.curvature import widen
 from ..errors import NumericalStop
 from ..processes import STOP, capacity
+from ..record.numerics import doubts
 from ..record.row import Halt, Row, Weights
 from .advance import NOTHING, advance, thoroughly
 from .equilibrium import EquilibriumWatch
@@ -72,6 +73,7 @@ def chunks(
     stubborn: tuple[str, ...] = ()
     running = {name for name in experiment.recorded if _runs(experiment, state, name)}
     watch = EquilibriumWatch(int(experiment.every), state.averages)
+    step_tol = float(experiment.setting.settings.step_tol)
     while done < steps and running:
         pause = pause_every - done % pause_every if pause_every else steps
         n = 1 if stubborn else limit or pace(min(steps - done, pause))
@@ -84,7 +86,10 @@ def chunks(
             state, done, limit, stubborn = new, done + n, None, ()
             pace.took(n)
             halted = _halts(seen)
-            rows = list(_rows(records, seen, halted, watch))
+            rows = list(_rows(records, seen, halted))
+            for row in rows:
+                watch(row.series)
+                _judge(row, step_tol)
             state = eqx.tree_at(lambda s: s.averages, state, dict(watch.averages))
             yield Chunk(rows, state, done)
             running -= set(halted)
@@ -156,9 +161,13 @@ def _halts(records: Records) -> dict[str, tuple[int, Halt]]:
     }
 
 
-def _rows(
-    records: Records, seen: Records, halts: dict[str, tuple[int, Halt]], watch: EquilibriumWatch
-) -> Iterator[Row]:
+def _judge(row: Row, step_tol: float) -> None:
+    """Add what is numerically doubtful to the series of a row."""
+    for found in row.series.values():
+        found["numerics"] = np.asarray(doubts(found, step_tol), np.int32)
+
+
+def _rows(records: Records, seen: Records, halts: dict[str, tuple[int, Halt]]) -> Iterator[Row]:
     """The rows of an advance, in order."""
     places: dict[int, dict[str, int]] = {}
     for name, track in seen.tracks.items():
@@ -172,7 +181,6 @@ def _rows(
         for name, found in series.items():
             if at[name] != at.get("discrete"):
                 found.pop("empirical_variances", None)
-        watch(series)
         yield Row(
             step,
             series,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import ExitCode, NumericalStop
+from ..record.numerics import NUMERICS, WORDS
 from ..record.row import Halt, Row
 from ..record.writer import Recorder
 from ..spec import Spec
@@ -52,6 +53,7 @@ class Recording:
             recorder.run_dir, spec.checkpoint.every, spec.checkpoint.keep
         )
         self._made = fingerprint(spec)
+        self._told = NUMERICS(0)
         self._begun = time.monotonic() - (earlier.wall_seconds if earlier else 0.0)
 
     def record(
@@ -123,6 +125,7 @@ class Recording:
                 goal = self._goals(row.series)
             for process, halt in row.stops.items():
                 stops[process] = self._stop(row, process, halt)
+            self._warn(row)
             if row.series:
                 self._progress.update(row.step + 1, spec.steps, **_headline(row))
             if goal:
@@ -139,6 +142,14 @@ class Recording:
             stored = math.lcm(spec.weights_every, spec.every)
             weights = {name: np.asarray(w) for name, w in row.weights.items()}
             self._recorder.write_weights(row.step // stored, weights)
+
+    def _warn(self, row: Row) -> None:
+        """Tell of what is numerically doubtful, of each kind once in a run."""
+        for process, series in row.series.items():
+            for doubt in NUMERICS(int(series["numerics"])) & ~self._told:
+                self._told |= doubt
+                message = f"{WORDS[doubt]}; `numerics` marks the rows, this is told once"
+                self._progress.message(f"{process} at step {row.step}: {message}")
 
     def _stop(self, row: Row, process: str, halt: Halt) -> Stopped:
         number = row.step // self._spec.record.every

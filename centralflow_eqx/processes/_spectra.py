@@ -78,6 +78,7 @@ def common_series(
         "eigenvalues": visible(pairs.theta),
         "eigen_residuals": visible(pairs.residuals),
         "hvps": pairs.products,
+        "converged": pairs.converged.astype(jnp.int32),
     }
     if kind == "none":
         series["raw_eigenvalues"] = series["eigenvalues"]

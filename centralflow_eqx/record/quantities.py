@@ -35,6 +35,11 @@ QUANTITIES = {
     "eigen_residuals": Quantity("1", "relative residuals of the tracked eigenpairs"),
     "raw_eigen_residuals": Quantity("1", "relative residuals of the Hessian's own eigenpairs"),
     "converged": Quantity("1", "1 where all tracked eigenpairs reached their tolerance"),
+    "numerics": Quantity(
+        "1",
+        "numerical doubts, added up: 1 eigenpairs, 2 complementarity problem, 4 step error, "
+        "8 a flow's sharpness, 16 not finite",
+    ),
     "distance_moved": Quantity("weight", "distance of the weights from where the process began"),
     "hvps": Quantity(
         "1", "Hessian-vector products in the step, without those of the first spectra"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ..record.numerics import NUMERICS, WORDS
 from ..record.reader import Run
 from ._edge import (
     EDGE_ROWS,
@@ -135,6 +136,16 @@ class Trust:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """What is numerically doubtful about `rows` rows of a process, first at step `first`."""
+
+    process: str
+    words: str
+    rows: int
+    first: int
+
+
+@dataclass(frozen=True)
 class Halt:
     """A process that stopped before the end of the run."""
 
@@ -174,6 +185,7 @@ class Facts:
     ablation: Ablation | None
     adaptation: Adaptation | None
     trust: Trust
+    doubts: tuple[Doubt, ...]
     halts: tuple[Halt, ...]
     costs: tuple[Cost, ...]
     wall_seconds: float
@@ -208,6 +220,7 @@ def gather(run: Run) -> Facts:
         ablation=_ablation(run),
         adaptation=_adaptation(run),
         trust=_trust(run),
+        doubts=tuple(_numerical_doubts(run)),
         halts=tuple(
             Halt(process, int(run.steps[stop.row]), stop.reason)
             for process, stop in run.stops.items()
@@ -389,6 +402,18 @@ def _trust(run: Run) -> Trust:
         _peak(run, "sdcp_residual"),
         _peak(run, "eigen_residuals"),
     )
+
+
+def _numerical_doubts(run: Run) -> Iterator[Doubt]:
+    for process in run.series:
+        flags = run.get(process, "numerics")
+        if flags is None:
+            continue
+        for doubt in NUMERICS:
+            marked = np.nan_to_num(flags).astype(int) & doubt != 0
+            if marked.any():
+                first = int(run.steps[np.argmax(marked)])
+                yield Doubt(process, WORDS[doubt], int(marked.sum()), first)
 
 
 def _costs(run: Run) -> Iterator[Cost]:

@@ -202,6 +202,10 @@ def _doubts(facts: Facts) -> Iterator[str]:
                 f"Largest {name}: {worst.value:.2g}, at step {worst.step} of the "
                 f"{_called(worst.process)}{remark}."
             )
+    for doubt in facts.doubts:
+        rows = "1 row" if doubt.rows == 1 else f"{doubt.rows} rows"
+        where = f"{rows} of the {_called(doubt.process)}, first at step {doubt.first}"
+        yield f"In {where}: {doubt.words}."
 
 
 def _about_late(late: Late) -> str:
