@@ -1,6 +1,5 @@
 """The members of a sweep, each as a document of its own."""
 
-import copy
 import itertools
 import json
 import math
@@ -225,12 +224,11 @@ def _document(
     elsewhere = {s.key.partition(".")[0] for other in entries for s in other.settings}
     # What only this entry lacks is missing there, not in the file as a whole.
     home = entry.home if elsewhere - given - set(root.value) else root
-    document = Node(copy.deepcopy(root.value), home.at, home.key_at)
+    document = Node(dict(root.value), home.at, home.key_at)
     problems = []
     settings = [s for s in (*entry.settings, *combination) if not _refusal(s.key)]
     for setting in settings:
-        node, keys = copy.deepcopy(setting.node), setting.key.split(".")
-        problems += place(document, keys, node, setting.node.key_at)
+        problems += place(document, setting.key.split("."), setting.node, setting.node.key_at)
     place(document, ["name"], name, name.at)
     return document, problems
 
