@@ -103,7 +103,7 @@ class Signed(AbstractOptimizer):
         return jax.tree.map(lambda g: -self.lr(0) * g * abs(g) ** self.power, grad), state
 
 
-def loss(w, scale=1.0):
+def loss(w, scale=1.0, note=""):
     return scale * jnp.sum(jnp.cos(w)) + jnp.sum(w**2)
 """
 

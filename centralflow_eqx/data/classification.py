@@ -26,8 +26,6 @@ class Classification(AbstractData):
     noise: Annotated[float, Ge(0), Le(1), Doc("Fraction of labels drawn at random.")] = 0.01
 
     def load(self, seed: int) -> Dataset:
-        from sklearn.datasets import make_classification
-
         if self.informative > self.features:
             raise OptionError(
                 "informative", f"must be <= features = {self.features}, got {self.informative}"
@@ -41,6 +39,8 @@ class Classification(AbstractData):
                 "classes",
                 f"must be <= n = {self.n} and <= 2^informative = {corners}, got {self.classes}",
             )
+        from sklearn.datasets import make_classification  # takes two seconds to import
+
         drawn: Any = make_classification(
             2 * self.n,
             n_features=self.features,

@@ -11,8 +11,10 @@ from typing_extensions import Doc
 
 _EPS = 1e-5
 
-Depth = Annotated[int, Gt(0), Le(100)]
-"""A number of layers, each of which takes time to trace."""
+MOST_LAYERS = 100
+"""Each takes time to trace."""
+
+Depth = Annotated[int, Gt(0), Le(MOST_LAYERS)]
 
 TrainableNorm = Annotated[
     bool, Doc("Whether normalisations have a scale and a shift that train; else they are 1 and 0.")

@@ -36,14 +36,30 @@ _MAX_BITS = 8192
 
 _LONGEST_KEY = 60  # letters of a key that messages have in full
 
+_TOO_LARGE = f"too large, more than {_MAX_NODES} keys and values are not allowed"
 _TOO_DEEP = "nested too deeply"
+_NO_TEXT = "has a character that stands for none (U+0000, or half of a surrogate pair)"
 _COLLECTIONS = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 KeyPath = tuple[str | int, ...]
 
 
+class _NotYaml(Exception):
+    def __init__(self, line: int, message: str):
+        self.line = line
+        self.message = message
+        super().__init__(message)
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
+    count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.count += 1
+        if self.count > _MAX_NODES:
+            raise _NotYaml(self.line + 1, _TOO_LARGE)
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -89,8 +105,8 @@ class Node:
         node = self
         for part in path:
             children: Any = node.value
-            if isinstance(children, list) and isinstance(part, int):
-                there = 0 <= part < len(children)
+            if isinstance(children, list):
+                there = isinstance(part, int) and 0 <= part < len(children)
             else:
                 there = isinstance(children, dict) and part in children
             if not there:
@@ -116,9 +132,9 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 has it: the escape of a surrogate alone stands for nothing."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+def _is_text(text: str) -> bool:
+    """Whether files have it, and their names: no zero, and no half of a surrogate pair."""
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _value(kind: str, text: str) -> Any:
@@ -162,8 +178,9 @@ class _Builder:
         at = self._location(node)
         self._count += 1
         if self._count > _MAX_NODES or id(node) in self._open:
-            reason = "an alias that contains itself" if id(node) in self._open else "too large"
-            raise InputError([Problem(at, dotted(path), f"{reason}, which is not allowed")])
+            endless = "an alias that contains itself, which is not allowed"
+            message = endless if id(node) in self._open else _TOO_LARGE
+            raise InputError([Problem(at, dotted(path), message)])
         if len(self._open) == _MAX_DEPTH:
             raise InputError([Problem(at, "", _TOO_DEEP)])
         self._open.add(id(node))
@@ -189,8 +206,8 @@ class _Builder:
                 self._report(key, path, "a key must be text, not a list or a mapping")
                 continue
             where = (*path, key.value)
-            if not _is_unicode(key.value):
-                self._report(key, where, "has half of a surrogate pair, which is no text")
+            if not _is_text(key.value):
+                self._report(key, where, _NO_TEXT)
                 continue
             if key.value in children:
                 first = children[key.value].key_at.line
@@ -217,8 +234,8 @@ class _Builder:
             self._report(node, path, _tag_refused(node))
         elif kind != "str" and not _PATTERNS[kind].fullmatch(text):  # a tag says that it does
             self._report(node, path, f"{show(text)} is no {kind}, write it without a tag")
-        elif not _is_unicode(text):
-            self._report(node, path, f"{show(text)} has half of a surrogate pair, which is no text")
+        elif not _is_text(text):
+            self._report(node, path, f"{show(text)} {_NO_TEXT}")
         else:
             try:
                 return _value(kind, text)
@@ -240,13 +257,6 @@ def parse(text: str, source: str, has_lines: bool = True) -> tuple[Node, list[Pr
         raise InputError([Problem(location, "", error.message)]) from None
     node = Node(None, first, first) if root is None else builder.build(root)
     return Node(node.value, node.at, first), builder.problems
-
-
-class _NotYaml(Exception):
-    def __init__(self, line: int, message: str):
-        self.line = line
-        self.message = message
-        super().__init__(message)
 
 
 def _compose(text: str) -> yaml.Node | None:

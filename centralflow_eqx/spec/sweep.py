@@ -132,11 +132,13 @@ def _key_problems(
         if message:
             yield Problem(setting.node.key_at, dotted(setting.path), message)
     for entry in entries:
-        given = [*entry.settings, *varied]
-        for earlier, later in itertools.combinations(given, 2):
-            if f"{earlier.key}.".startswith(f"{later.key}."):
-                message = f"replaces {dotted(earlier.path)}; keep one of them"
-                yield Problem(later.node.key_at, dotted(later.path), message)
+        within: dict[str, _Setting] = {}  # the first setting of a key, or of one below it
+        for setting in [*entry.settings, *varied]:
+            if setting.key in within:
+                message = f"replaces {dotted(within[setting.key].path)}; keep one of them"
+                yield Problem(setting.node.key_at, dotted(setting.path), message)
+            for upper in itertools.accumulate(setting.key.split("."), "{}.{}".format):
+                within.setdefault(upper, setting)
 
 
 def _refusal(key: str) -> str:

@@ -113,6 +113,8 @@ def function_options(given: Mapping[str, Any], folder: Path) -> type[FunctionOpt
     if isinstance(args, dict):
         try:
             inspect.signature(loss).bind(None, **args)
+        except ValueError:  # a function in C that does not tell; calling it will
+            pass
         except TypeError as error:
             raise OptionError("args", f"{name} refuses: {error}") from None
     own = {"folder": (Optional[InputFolder], found)}  # noqa: UP045
