@@ -104,15 +104,17 @@ class Node:
         """The node at `path`, or its nearest ancestor; and whether it is the node itself."""
         node = self
         for part in path:
-            children: Any = node.value
-            if isinstance(children, list):
-                there = isinstance(part, int) and 0 <= part < len(children)
-            else:
-                there = isinstance(children, dict) and part in children
-            if not there:
+            if not _has(node.value, part):
                 return node, False
-            node = children[part]
+            node = node.value[part]
         return node, True
+
+
+def _has(value: Any, part: str | int) -> bool:
+    """Whether `value` has children, and one of this key or at this index."""
+    if isinstance(value, list):
+        return isinstance(part, int) and 0 <= part < len(value)
+    return isinstance(value, dict) and part in value
 
 
 def _is_plain(key: str) -> bool:
