@@ -111,7 +111,7 @@ def _absolute(path: Path, info: Any) -> Path:
 
 def _existing_file(path: Path, info: Any) -> Path:
     absolute = _absolute(path, info)
-    if not absolute.is_file():
+    if not os.path.isfile(absolute):  # unlike pathlib's, says no to a name that is too long
         raise PydanticCustomError("worded", "no such file: {file}", {"file": str(absolute)})
     return absolute
 

@@ -180,6 +180,7 @@ def test_the_good_spec_is_good(folder, capsys):
         ),
         ("path: data.npz", "path: ~nobody-of-this-name/a.npz", "5: data.path: no such file: "),
         ("path: data.npz", 'path: "a\\nb"', "5: data.path: no such file: "),
+        ("path: data.npz", f"path: {'x' * 9000}", "5: data.path: no such file: "),
         (
             "path: data.npz",
             'path: data.npz\n  inputs: "a\\nb"',
@@ -213,6 +214,11 @@ def test_one_mistake_is_reported_at_its_line(refused, old, new, line):
 )
 def test_misspelt_names_come_with_a_suggestion(refused, old, new, suggestion):
     assert any(line.endswith(suggestion) for line in refused(SPEC.replace(old, new, 1)))
+
+
+def test_a_name_too_long_for_a_file(folder, capsys):
+    assert main(["validate", "x" * 9000 + "/s.yaml"]) == ExitCode.BAD_INPUT
+    assert capsys.readouterr().err.endswith("/s.yaml: cannot be read: File name too long\n")
 
 
 def test_a_file_that_does_not_end(folder, capsys):

@@ -300,7 +300,7 @@ def test_mistakes_are_reported_at_their_lines(refused, section, problems):
     assert refused(section) == problems
 
 
-@pytest.mark.parametrize("folder_", ["~nobody-of-this-name", "/dev/null", "nowhere/at/all"])
+@pytest.mark.parametrize("folder_", ["~nobody-of-this-name", "/dev/null", "x/y", "x" * 9000])
 def test_a_folder_that_cannot_be(refused, folder_):
     (problem,) = refused(f"{GOOD}\nfolder: {folder_}")
     assert problem.startswith("8: optimizer.type: no module 'mine' in ")

@@ -5,6 +5,7 @@ The subset and the scalars are those of YAML 1.2's core schema, where PyYAML fol
 (`<<: *defaults`), which 1.2 has dropped and everybody uses, are understood.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -285,7 +286,7 @@ def read(path: Path) -> tuple[Node, list[Problem]]:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        nearby = [p.name for p in path.parent.glob("*.y*ml")] if os.path.isdir(path.parent) else []
         message = f"cannot be read: {error.strerror}{did_you_mean(path.name, nearby)}"
         raise InputError([Problem(Location(str(path)), "", message)]) from None
     if len(content) > _MAX_BYTES:

@@ -210,7 +210,8 @@ def _failure(module: str, error: BaseException, folders: list[Path]) -> str:
     """Why an import failed."""
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and f"{module}.".startswith(f"{missing}."):
-        beside = [path.stem for folder in folders for path in folder.glob("*.py")]
+        there = filter(os.path.isdir, folders)
+        beside = [path.stem for folder in there for path in folder.glob("*.py")]
         places = ", ".join(map(str, dict.fromkeys(folders)))
         near = did_you_mean(missing, beside) if "." not in missing else ""
         return f"no module '{missing}' in {places} or on Python's path{near}"
