@@ -46,7 +46,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, (str(self.location), self.path, self.message)))
+        """One line, whatever names and values it quotes."""
+        return visible(": ".join(filter(None, (str(self.location), self.path, self.message))))
 
 
 class InputError(Exception):
@@ -147,7 +148,11 @@ def did_you_mean(word: Any, allowed: Sequence[str]) -> str:
 
 def show(value: Any, width: int = 60) -> str:
     """A value as the user would write it, on one line, cut off at `width` characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    # JSON leaves some invisible characters alone; a terminal might not.
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    # JSON leaves some invisible characters alone.
+    text = visible(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def visible(text: str) -> str:
+    """`text` on one line, without what a terminal might obey."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

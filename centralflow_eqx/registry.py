@@ -97,15 +97,21 @@ class SpecType:
     convert: Callable[[Any], Any]
 
 
+def absolute_path(folder: Path, written: str | os.PathLike) -> Path:
+    """A path that a spec in `folder` gives.
+
+    A symbolic link is kept as the user wrote it.
+    """
+    return Path(os.path.abspath(folder / os.path.expanduser(written)))
+
+
 def _absolute(path: Path, info: Any) -> Path:
-    folder = (info.context or {}).get("folder", Path.cwd())
-    # abspath, not resolve: a symbolic link is kept as the user wrote it.
-    return Path(os.path.abspath(folder / path.expanduser()))
+    return absolute_path((info.context or {}).get("folder", Path.cwd()), path)
 
 
 def _existing_file(path: Path, info: Any) -> Path:
     absolute = _absolute(path, info)
-    if not absolute.is_file():
+    if not os.path.isfile(absolute):  # unlike pathlib's, says no to a name that is too long
         raise PydanticCustomError("worded", "no such file: {file}", {"file": str(absolute)})
     return absolute
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_the_good_spec_is_good(folder, capsys):
         ("type: gd", "type: [gd]", "9: optimizer.type: must be one of adagrad, "),
         ("  type: gd\n", "", "8: optimizer.type: missing, must be one of adagrad, "),
         ("{type: mse}", "mse", '7: loss: must be {type: NAME, ...}, got "mse"'),
-        ("[3]", "3", "6: model.widths: must be a list, each a whole number > 0, got 3"),
+        ("[3]", "3", "6: model.widths: must be a list of up to 100, each a whole number"),
         ("[3]", "[3, 0]", "6: model.widths[1]: must be a whole number > 0, got 0"),
         ("[3]", "[3], activation: gleu", "6: model.activation: must be one of gelu, silu, tanh, "),
         ("[discrete]", "[]", "11: processes: must be a list of one or more, each one of "),
@@ -143,6 +144,54 @@ def test_the_good_spec_is_good(folder, capsys):
         ("steps: 5", "steps: 5\n---\nsteps: 6", "13: not valid YAML: "),
         ("steps: 5", "steps: &a [*a]", "12: steps[0]: an alias that contains itself"),
         ("steps: 5", "steps: " + "[" * 9000, "1: nested too deeply"),
+        ("steps: 5", "steps: " + "[" * 250 + "]" * 250, "12: nested too deeply"),
+        ("steps: 5", "steps: " + "{<<: " * 250 + "{a: 1}" + "}" * 250, "12: nested too deeply"),
+        (
+            "steps: 5",
+            "steps: [" + "a, " * 40_000 + "]",
+            "12: too large, more than 30000 keys and v",
+        ),
+        ("steps: 5", "steps: 0x" + "f" * 5000, "12: steps: not a number that can be read: "),
+        ("steps: 5", "steps: !!bool yes", '12: steps: "yes" is no bool, write it without a tag'),
+        ("steps: 5", "steps: !!null 5", '12: steps: "5" is no null, write it without a tag'),
+        ("steps: 5", "steps: !!int 1_0", '12: steps: "1_0" is no int, write it without a tag'),
+        ("steps: 5", "steps: !my:map {a: 1}", '12: steps: tag "!my:map" is not allowed'),
+        ("steps: 5", 'steps: "\\UFFFFFFFF"', "12: not valid YAML: OverflowError: "),
+        (
+            "steps: 5",
+            'steps: "\\uD800"',
+            '12: steps: "\\xd800" has a character that stands for none',
+        ),
+        (
+            "path: data.npz",
+            'path: "a\\0"',
+            '5: data.path: "a\\u0000" has a character that stands for',
+        ),
+        (
+            "steps: 5",
+            'steps: 5\n"\\uD800": 1',
+            '13: "\\xd800": has a character that stands for none',
+        ),
+        ("steps: 5", 'steps: 5\n" ": 1', '13: " ": unknown key, must be one of name, '),
+        (
+            "steps: 5",
+            f"steps: 5\n{'x' * 90}: 1",
+            f'13: "{"x" * 56}...: unknown key, must be one of ',
+        ),
+        ("path: data.npz", "path: ~nobody-of-this-name/a.npz", "5: data.path: no such file: "),
+        ("path: data.npz", 'path: "a\\nb"', "5: data.path: no such file: "),
+        ("path: data.npz", f"path: {'x' * 9000}", "5: data.path: no such file: "),
+        (
+            "path: data.npz",
+            'path: data.npz\n  inputs: "a\\nb"',
+            "6: data.inputs: no array 'a\\x0ab' in",
+        ),
+        ("name: small", "name: " + "é" * 128, "1: name: must have 240 or fewer bytes, got 256"),
+        (
+            "[3]",
+            f"[{'3, ' * 101}]",
+            "6: model.widths: must be a list of up to 100, each a whole numbe",
+        ),
     ],
 )
 def test_one_mistake_is_reported_at_its_line(refused, old, new, line):
@@ -165,6 +214,25 @@ def test_one_mistake_is_reported_at_its_line(refused, old, new, line):
 )
 def test_misspelt_names_come_with_a_suggestion(refused, old, new, suggestion):
     assert any(line.endswith(suggestion) for line in refused(SPEC.replace(old, new, 1)))
+
+
+def test_a_name_too_long_for_a_file(folder, capsys):
+    assert main(["validate", "x" * 9000 + "/s.yaml"]) == ExitCode.BAD_INPUT
+    assert capsys.readouterr().err.endswith("/s.yaml: cannot be read: File name too long\n")
+
+
+def test_a_file_that_does_not_end(folder, capsys):
+    assert main(["validate", "/dev/zero"]) == ExitCode.BAD_INPUT
+    assert capsys.readouterr().err == "/dev/zero:1: has more than 1 MiB, which is no spec\n"
+
+
+def test_a_long_list_of_mistakes_is_found_in_no_time(refused):
+    """Problems are looked up by index; entries of a sweep are compared by their keys."""
+    begin = time.process_time()
+    assert len(refused(SPEC.replace("[3]", f"[{'a, ' * 3000}]"))) == 3000
+    keys = ", ".join(f"k{i}: 1" for i in range(1000))
+    assert len(refused(SPEC + f"sweep: {{list: [{{name: a, {keys}}}]}}\n")) == 1000
+    assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def test_the_command_line(folder, capsys):
         ("task.function=mine.quartc", "no function 'quartc' (did you mean 'quartic'?)"),
         ("task.function=mine.number", "task.function: mine.number is no function"),
         ("task.function=quartic", "task.function: must be the dotted name of a function, such as"),
+        # What is written in C need not say what it takes.
+        ("task={function: math.hypot, start: [1]}", "the function raises TypeError: Only scalar"),
         ("task.start=[]", "task.start: must be a list of one or more, each a number, got []"),
         ("data={type: moons}", "data: must be left out beside `task`"),
         ("task=null", "data: missing, must be {type: NAME, ...}"),

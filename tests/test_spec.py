@@ -79,9 +79,10 @@ def test_scalars_follow_yaml_1_2(text, value):
     assert problems == []
 
 
-_scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+_texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+_scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _texts
 _trees = st.recursive(
-    _scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+    _scalars, lambda inner: st.lists(inner) | st.dictionaries(_texts, inner), max_leaves=8
 )
 
 

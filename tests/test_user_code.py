@@ -300,6 +300,17 @@ def test_mistakes_are_reported_at_their_lines(refused, section, problems):
     assert refused(section) == problems
 
 
+@pytest.mark.parametrize("folder_", ["~nobody-of-this-name", "/dev/null", "x/y", "x" * 9000])
+def test_a_folder_that_cannot_be(refused, folder_):
+    (problem,) = refused(f"{GOOD}\nfolder: {folder_}")
+    assert problem.startswith("8: optimizer.type: no module 'mine' in ")
+
+
+def test_a_name_that_goes_on_after_a_line(refused):
+    (problem,) = refused('type: "mine.Signed\\n"')
+    assert problem.endswith('must be a dotted name such as module.Class, got "mine.Signed\\n"')
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

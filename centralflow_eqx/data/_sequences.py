@@ -14,7 +14,7 @@ def distinct(
 
     Raises `OptionError` for the option `n` if there are not so many.
     """
-    there = symbols**length
+    there = symbols ** min(length, 64)  # more than anybody wants, and no number of a million digits
     if number > there:
         message = f"n + test_n must be <= vocabulary^length = {there}, got {number}"
         raise OptionError("n", message)

@@ -9,6 +9,7 @@ from typing_extensions import Doc
 
 from ._base import AbstractData, Dataset
 from ._curves import two_curves
+from ._made_up import check_amount
 from ._registry import DATASETS
 
 
@@ -22,6 +23,7 @@ class Circles(AbstractData):
     factor: Annotated[float, Gt(0), Lt(1), Doc("Radius of the inner over the outer circle.")] = 0.5
 
     def load(self, seed: int) -> Dataset:
+        check_amount("n", self.n, 4)  # two halves of points in the plane
         angle = np.linspace(0, 2 * np.pi, self.n, endpoint=False)
         outer = np.stack([np.cos(angle), np.sin(angle)])
         return two_curves(outer, outer * self.factor, self.noise, seed)

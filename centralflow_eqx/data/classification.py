@@ -8,6 +8,7 @@ from typing_extensions import Doc
 
 from ..errors import OptionError
 from ._base import AbstractData, Dataset
+from ._made_up import check_amount
 from ._registry import DATASETS
 from ._split import halves
 
@@ -25,19 +26,21 @@ class Classification(AbstractData):
     noise: Annotated[float, Ge(0), Le(1), Doc("Fraction of labels drawn at random.")] = 0.01
 
     def load(self, seed: int) -> Dataset:
-        from sklearn.datasets import make_classification
-
         if self.informative > self.features:
             raise OptionError(
                 "informative", f"must be <= features = {self.features}, got {self.informative}"
             )
-        # The clusters sit on corners of a cube with `informative` dimensions.
-        if self.classes > min(2**self.informative, self.n):
+        check_amount("n", 2 * self.n, self.features)
+        # Every cluster has a matrix of its own, and sits on a corner of a cube.
+        check_amount("informative", self.classes, self.informative, self.informative)
+        corners = 2**self.informative
+        if self.classes > min(corners, self.n):
             raise OptionError(
                 "classes",
-                f"must be <= n = {self.n} and <= 2^informative = {2**self.informative}, "
-                f"got {self.classes}",
+                f"must be <= n = {self.n} and <= 2^informative = {corners}, got {self.classes}",
             )
+        from sklearn.datasets import make_classification  # takes two seconds to import
+
         drawn: Any = make_classification(
             2 * self.n,
             n_features=self.features,

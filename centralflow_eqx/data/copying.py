@@ -8,6 +8,7 @@ from annotated_types import Ge
 from typing_extensions import Doc
 
 from ._base import AbstractData, Dataset
+from ._made_up import check_amount
 from ._registry import DATASETS
 from ._sequences import completions, distinct
 
@@ -32,6 +33,8 @@ class Copying(AbstractData):
     ] = 1000
 
     def load(self, seed: int) -> Dataset:
+        check_amount("n", self.n + self.test_n, 2 * self.length + self.blanks + 1)
+        check_amount("vocabulary", self.vocabulary)
         rng = np.random.default_rng(seed)
         drawn = distinct(rng, self.n + self.test_n, self.length, self.vocabulary)
         delimiter, blank = self.vocabulary, self.vocabulary + 1

@@ -9,6 +9,7 @@ from typing_extensions import Doc
 
 from ._base import AbstractData, Dataset
 from ._curves import two_curves
+from ._made_up import check_amount
 from ._registry import DATASETS
 
 
@@ -21,6 +22,7 @@ class Moons(AbstractData):
     noise: Annotated[float, Ge(0), Doc("Standard deviation of the Gaussian noise.")] = 0.1
 
     def load(self, seed: int) -> Dataset:
+        check_amount("n", self.n, 4)  # two halves of points in the plane
         angle = np.linspace(0, np.pi, self.n)
         upper = np.stack([np.cos(angle), np.sin(angle)])
         lower = np.stack([1 - np.cos(angle), 1 - np.sin(angle) - 0.5])

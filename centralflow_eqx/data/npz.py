@@ -14,6 +14,7 @@ from ..errors import OptionError, did_you_mean
 from ..registry import InputFile
 from ._base import AbstractData, Dataset
 from ._files import printable, reading
+from ._made_up import check_amount
 from ._registry import DATASETS
 
 _MOST_BYTES = 2**30
@@ -169,6 +170,7 @@ class Npz(AbstractData):
     ) -> tuple[Int[np.ndarray, "n ..."], Int[np.ndarray, "m ..."] | None, int]:
         """Labels from 0 to classes - 1, and the number of classes."""
         if self.vocabulary is not None and labels.ndim == 2:
+            check_amount("vocabulary", self.vocabulary)
             values = np.arange(self.vocabulary)
         else:
             values = np.unique(labels[_counted("labels", labels)])

@@ -8,6 +8,7 @@ from annotated_types import Ge
 from typing_extensions import Doc
 
 from ._base import AbstractData, Dataset
+from ._made_up import check_amount
 from ._registry import DATASETS
 from ._sequences import completions, distinct
 
@@ -27,6 +28,8 @@ class Sorting(AbstractData):
     ] = 1000
 
     def load(self, seed: int) -> Dataset:
+        check_amount("n", self.n + self.test_n, 2 * self.length + 1)
+        check_amount("vocabulary", self.vocabulary)
         rng = np.random.default_rng(seed)
         drawn = distinct(rng, self.n + self.test_n, self.length, self.vocabulary)
         separator = np.full((len(drawn), 1), self.vocabulary)

@@ -5,11 +5,16 @@ from typing import Annotated, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Array, Float, PRNGKeyArray
 from typing_extensions import Doc
 
 _EPS = 1e-5
+
+MOST_LAYERS = 100
+"""Each takes time to trace."""
+
+Depth = Annotated[int, Gt(0), Le(MOST_LAYERS)]
 
 TrainableNorm = Annotated[
     bool, Doc("Whether normalisations have a scale and a shift that train; else they are 1 and 0.")

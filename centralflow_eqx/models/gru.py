@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from typing_extensions import Doc
 
 from ._base import AbstractModel, Interface
-from ._layers import OutputScale
+from ._layers import Depth, OutputScale
 from ._registry import MODELS
 from ._sequences import SequenceNetwork, check_sequence
 
@@ -42,7 +42,7 @@ class GRU(AbstractModel):
     """Gated recurrent unit (Cho et al., 2014), for sequences."""
 
     width: Annotated[int, Gt(0), Doc("Length of the embedding and of every layer's state.")] = 32
-    depth: Annotated[int, Gt(0), Doc("Number of layers.")] = 1
+    depth: Annotated[Depth, Doc("Number of layers.")] = 1
     output_scale: OutputScale = 1.0
 
     def build(self, interface: Interface, key: PRNGKeyArray) -> SequenceNetwork:

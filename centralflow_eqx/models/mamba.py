@@ -7,13 +7,13 @@ from typing import Annotated
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from jaxtyping import Array, Float, PRNGKeyArray
 from typing_extensions import Doc
 
 from ._activations import Activation, activation
 from ._base import AbstractModel, Interface
-from ._layers import Norm, OutputScale, TrainableNorm, affine
+from ._layers import Depth, Norm, OutputScale, TrainableNorm, affine
 from ._registry import MODELS
 from ._sequences import SequenceNetwork, check_sequence
 
@@ -115,9 +115,9 @@ class Mamba(AbstractModel):
     """Selective state space model (Gu and Dao, 2023), for sequences."""
 
     dim: Annotated[int, Gt(0), Doc("Length of a token.")] = 32
-    depth: Annotated[int, Gt(0), Doc("Number of blocks.")] = 2
+    depth: Annotated[Depth, Doc("Number of blocks.")] = 2
     state: Annotated[int, Gt(0), Doc("Length of every channel's state.")] = 8
-    conv_width: Annotated[int, Gt(0), Doc("Positions that a convolution sees.")] = 4
+    conv_width: Annotated[int, Gt(0), Le(100), Doc("Positions that a convolution sees.")] = 4
     expansion: Annotated[int, Gt(0), Doc("Channels of a block for each entry of a token.")] = 2
     activation: Activation = "silu"
     trainable_norm: TrainableNorm = True

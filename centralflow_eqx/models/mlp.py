@@ -7,14 +7,14 @@ from typing import Annotated
 
 import equinox as eqx
 import jax
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, MaxLen
 from jaxtyping import Array, Float, PRNGKeyArray
 from typing_extensions import Doc
 
 from ..errors import OptionError
 from ._activations import Activation, activation
 from ._base import AbstractModel, Interface
-from ._layers import Initialisation, OutputScale, affine, normal_layer, scaled
+from ._layers import MOST_LAYERS, Initialisation, OutputScale, affine, normal_layer, scaled
 from ._registry import MODELS
 
 
@@ -39,7 +39,9 @@ class MLP(AbstractModel):
     """Multilayer perceptron, with `activation: identity` a deep linear network."""
 
     widths: Annotated[
-        tuple[Annotated[int, Gt(0)], ...], Doc("Units of each hidden layer; [] is a linear model.")
+        tuple[Annotated[int, Gt(0)], ...],
+        MaxLen(MOST_LAYERS),
+        Doc("Units of each hidden layer; [] is a linear model."),
     ]
     activation: Activation = "gelu"
     output_scale: OutputScale = 1.0

@@ -14,7 +14,7 @@ from ..errors import OptionError
 from ._activations import Activation, activation
 from ._base import AbstractModel, Interface
 from ._images import Groups, NormedConv, NormKind, check_groups, group_norm, image_shape
-from ._layers import OutputScale, TrainableNorm, affine, output_layer
+from ._layers import Depth, OutputScale, TrainableNorm, affine, output_layer
 from ._registry import MODELS
 
 
@@ -58,7 +58,7 @@ class ResNet(AbstractModel):
     width: Annotated[
         int, Gt(0), Doc("Channels of the first stage; every further one has twice as many.")
     ] = 16
-    depth: Annotated[int, Gt(0), Doc("Residual blocks per stage.")] = 1
+    depth: Annotated[Depth, Doc("Residual blocks per stage.")] = 1
     stages: Annotated[
         int, Gt(0), Doc("Stages; all but the first halve the image's height and width.")
     ] = 3

@@ -13,7 +13,7 @@ from typing_extensions import Doc
 from ._activations import Activation, activation
 from ._attention import AttentionBlock
 from ._base import AbstractModel, Interface
-from ._layers import Norm, OutputScale, TrainableNorm
+from ._layers import Depth, Norm, OutputScale, TrainableNorm
 from ._registry import MODELS
 from ._sequences import SequenceNetwork, check_sequence
 
@@ -43,7 +43,7 @@ class Transformer(AbstractModel):
     """Causal transformer with normalisation ahead of attention (Vaswani et al., 2017)."""
 
     dim: Annotated[int, Gt(0), Doc("Length of a token.")] = 32
-    depth: Annotated[int, Gt(0), Doc("Number of attention blocks.")] = 2
+    depth: Annotated[Depth, Doc("Number of attention blocks.")] = 2
     heads: Annotated[int, Gt(0), Doc("Attention heads; divides `dim`.")] = 4
     mlp_dim: Annotated[int, Gt(0), Doc("Hidden units of every block's network for a token.")] = 64
     activation: Activation = "gelu"

@@ -14,7 +14,7 @@ from ._activations import Activation, activation
 from ._attention import AttentionBlock
 from ._base import AbstractModel, Interface
 from ._images import image_shape
-from ._layers import Norm, OutputScale, TrainableNorm, affine, output_layer
+from ._layers import Depth, Norm, OutputScale, TrainableNorm, affine, output_layer
 from ._registry import MODELS
 
 _POSITION_SCALE = 0.02
@@ -59,7 +59,7 @@ class ViT(AbstractModel):
 
     patch: Annotated[int, Gt(0), Doc("Side of the square patches in pixels.")] = 4
     dim: Annotated[int, Gt(0), Doc("Length of a token.")] = 64
-    depth: Annotated[int, Gt(0), Doc("Number of attention blocks.")] = 4
+    depth: Annotated[Depth, Doc("Number of attention blocks.")] = 4
     heads: Annotated[int, Gt(0), Doc("Attention heads; divides `dim`.")] = 4
     mlp_dim: Annotated[int, Gt(0), Doc("Hidden units of every block's network for a token.")] = 128
     activation: Activation = "gelu"

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from ..errors import InputError, Location, Problem, one_line
+from ..errors import InputError, Location, Problem, one_line, visible
 from ..spec.document import parse
 from ._hdf5 import dataset, is_intact
 
@@ -73,12 +73,19 @@ class Run:
 
 
 def load_run(run_dir: Path) -> Run:
-    """Read a run directory, finished or not; `InputError` if it is none."""
+    """Read a run directory, finished or not; `InputError` if it is none.
+
+    Names and words are without what a terminal might obey: somebody else may have made the run.
+    """
     run_dir = Path(run_dir)
     spec, name, smoothing = _read_spec(run_dir / "spec.yaml")
     with opened(run_dir) as file:
         steps = dataset(file, "step")[:]
-        groups = {k: g for k, g in file.items() if isinstance(g, h5py.Group) and k != "distance"}
+        groups = {
+            visible(name): group
+            for name, group in file.items()
+            if isinstance(group, h5py.Group) and name != "distance"
+        }
         return Run(
             steps=steps,
             series={name: _read_series(group) for name, group in groups.items()},
@@ -87,13 +94,13 @@ def load_run(run_dir: Path) -> Run:
                 # A process may stop after the last row.
                 name: Stop(
                     min(int(cast(int, group.attrs["stop_row"])), steps.size - 1),
-                    str(group.attrs["stop_reason"]),
+                    visible(str(group.attrs["stop_reason"])),
                 )
                 for name, group in groups.items()
                 if "stop_reason" in group.attrs
             },
-            attributes=dict(sorted(file.attrs.items())),
-            name=name,
+            attributes={visible(k): _visible(v) for k, v in sorted(file.attrs.items())},
+            name=visible(name),
             spec=spec,
             smoothing=smoothing,
             wall_seconds=_wall_seconds(run_dir / "metrics.jsonl"),
@@ -121,8 +128,9 @@ def opened(run_dir: Path) -> Iterator[h5py.File]:
             raise _refused(path, "has no dataset `step`; is it a run's data?")
         try:
             yield file
-        except (OSError, RuntimeError, KeyError) as error:  # what HDF5 says of damaged files
-            raise _refused(path, f"is damaged: {one_line(error)}") from None
+        except Exception as error:  # whatever HDF5 and NumPy say about what no run writes
+            message = f"is not as a run writes it: {one_line(error)}"
+            raise _refused(path, message) from error
 
 
 class Variable(NamedTuple):
@@ -209,9 +217,18 @@ def _read_spec(path: Path) -> tuple[str, str, float]:
         raise _refused(
             path, f"cannot be read: {error.strerror}; is this a run directory?"
         ) from None
-    content = parse(text, str(path))[0].plain() or {}
-    smoothing = content.get("flow", {}).get("smoothing", _DEFAULT_SMOOTHING)
-    return text, str(content.get("name", path.parent.name)), float(smoothing)
+    except UnicodeDecodeError:
+        raise _refused(path, "not UTF-8 text") from None
+    content = parse(text, str(path))[0]
+    name, named = content.find(("name",))
+    smoothing, given = content.find(("flow", "smoothing"))
+    is_number = given and isinstance(smoothing.value, int | float)
+    width = float(smoothing.value) if is_number else _DEFAULT_SMOOTHING
+    return text, str(name.value if named else path.parent.name), width
+
+
+def _visible(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) else value
 
 
 def _read_series(group: h5py.Group) -> dict[str, Float[np.ndarray, "..."]]:
@@ -253,9 +270,9 @@ def _read_distances(file: h5py.File) -> dict[tuple[str, str], Float[np.ndarray, 
 def _wall_seconds(path: Path) -> float:
     """The last wall time in `metrics.jsonl`, whose last line may be cut off."""
     if path.exists():
-        for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+        for line in reversed(path.read_text(encoding="utf-8", errors="replace").splitlines()):
             try:
                 return float(json.loads(line)["wall_seconds"])
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue
     return float("nan")

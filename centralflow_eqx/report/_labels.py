@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..errors import visible
 from ..spec.document import parse
 
 LONGEST = 40  # letters of a label in a figure or a terminal
@@ -30,7 +31,8 @@ def labels(specs: Sequence[str], names: Sequence[str]) -> list[str]:
     have, then settings that do not change the result, then the run's name, then a number. Where
     keys would take more letters than a figure has room for, different names stand alone.
     """
-    flat = [dict(_leaves(parse(text, "spec.yaml")[0].plain() or {})) for text in specs]
+    trees = [parse(text, "spec.yaml")[0].plain() for text in specs]
+    flat = [dict(_leaves(tree if isinstance(tree, dict) else {})) for tree in trees]
     tiers = _differing(flat)
     told = [""] * len(flat)
     for end in range(1, len(tiers) + 1):
@@ -49,7 +51,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield visible(f"{prefix}{key}"), value
 
 
 def _differing(flat: Sequence[dict[str, Any]]) -> tuple[list[str], list[str], list[str]]:

@@ -5,16 +5,16 @@ The subset and the scalars are those of YAML 1.2's core schema, where PyYAML fol
 (`<<: *defaults`), which 1.2 has dropped and everybody uses, are understood.
 """
 
-import copy
+import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import InputError, Location, Problem, did_you_mean, show
+from ..errors import InputError, Location, Problem, did_you_mean, one_line, show
 
 _CORE_SCHEMA = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -27,14 +27,40 @@ _CORE_SCHEMA = (
     ),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 )
+_PATTERNS = {name: re.compile(f"(?:{pattern})") for name, pattern, _ in _CORE_SCHEMA}
 # Aliases are expanded; a few lines of nested aliases could otherwise fill the memory.
-_MAX_NODES = 100_000
+_MAX_NODES = 30_000
+_MAX_DEPTH = 100
+_MAX_BYTES = 2**20
+# Of an integer; Python does not print ones of more than 14 000 or so.
+_MAX_BITS = 8192
+
+_LONGEST_KEY = 60  # letters of a key that messages have in full
+
+_TOO_LARGE = f"too large, more than {_MAX_NODES} keys and values are not allowed"
+_TOO_DEEP = "nested too deeply"
+_NO_TEXT = "has a character that stands for none (U+0000, or half of a surrogate pair)"
+_COLLECTIONS = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 KeyPath = tuple[str | int, ...]
 
 
+class _NotYaml(Exception):
+    def __init__(self, line: int, message: str):
+        self.line = line
+        self.message = message
+        super().__init__(message)
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
+    count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.count += 1
+        if self.count > _MAX_NODES:
+            raise _NotYaml(self.line + 1, _TOO_LARGE)
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -79,13 +105,22 @@ class Node:
         """The node at `path`, or its nearest ancestor; and whether it is the node itself."""
         node = self
         for part in path:
-            children: Any = node.value
-            if isinstance(children, list):
-                children = dict(enumerate(children))
-            if not isinstance(children, dict) or part not in children:
+            if not _has(node.value, part):
                 return node, False
-            node = children[part]
+            node = node.value[part]
         return node, True
+
+
+def _has(value: Any, part: str | int) -> bool:
+    """Whether `value` has children, and one of this key or at this index."""
+    if isinstance(value, list):
+        return isinstance(part, int) and 0 <= part < len(value)
+    return isinstance(value, dict) and part in value
+
+
+def _is_plain(key: str) -> bool:
+    """Whether a message can have the key without quotes."""
+    return key.isprintable() and key.strip() == key and 0 < len(key) <= _LONGEST_KEY
 
 
 def dotted(path: KeyPath) -> str:
@@ -95,8 +130,30 @@ def dotted(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            part = part if part.isprintable() and part else show(part)
+            part = part if _is_plain(part) else show(part)
             text += f".{part}" if text else part
+    return text
+
+
+def _is_text(text: str) -> bool:
+    """Whether files have it, and their names: no zero, and no half of a surrogate pair."""
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _value(kind: str, text: str) -> Any:
+    """What the core schema makes of `text`, which matches the pattern of its `kind`."""
+    match kind:
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "int":
+            number = int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+            if number.bit_length() > _MAX_BITS:
+                raise ValueError(text)
+            return number
+        case "float":
+            return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
     return text
 
 
@@ -124,10 +181,13 @@ class _Builder:
         at = self._location(node)
         self._count += 1
         if self._count > _MAX_NODES or id(node) in self._open:
-            reason = "an alias that contains itself" if id(node) in self._open else "too large"
-            raise InputError([Problem(at, dotted(path), f"{reason}, which is not allowed")])
+            endless = "an alias that contains itself, which is not allowed"
+            message = endless if id(node) in self._open else _TOO_LARGE
+            raise InputError([Problem(at, dotted(path), message)])
+        if len(self._open) == _MAX_DEPTH:
+            raise InputError([Problem(at, "", _TOO_DEEP)])
         self._open.add(id(node))
-        if not isinstance(node, yaml.ScalarNode) and not node.tag.endswith((":map", ":seq")):
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
             self._report(node, path, _tag_refused(node))
         if isinstance(node, yaml.MappingNode):
             value: Any = self._mapping(node, path)
@@ -149,6 +209,9 @@ class _Builder:
                 self._report(key, path, "a key must be text, not a list or a mapping")
                 continue
             where = (*path, key.value)
+            if not _is_text(key.value):
+                self._report(key, where, _NO_TEXT)
+                continue
             if key.value in children:
                 first = children[key.value].key_at.line
                 also = "" if first is None else f", first on line {first}"
@@ -170,22 +233,17 @@ class _Builder:
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         kind, text = node.tag.removeprefix("tag:yaml.org,2002:"), node.value
-        try:
-            match kind:
-                case "null":
-                    return None
-                case "bool":
-                    return text.lower() == "true"
-                case "int":
-                    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
-                case "float":
-                    return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
-                case "str":
-                    return text
-        except ValueError:
-            self._report(node, path, f"not a number that can be read: {show(text)}")
-            return None
-        self._report(node, path, _tag_refused(node))
+        if kind != "str" and kind not in _PATTERNS:
+            self._report(node, path, _tag_refused(node))
+        elif kind != "str" and not _PATTERNS[kind].fullmatch(text):  # a tag says that it does
+            self._report(node, path, f"{show(text)} is no {kind}, write it without a tag")
+        elif not _is_text(text):
+            self._report(node, path, f"{show(text)} {_NO_TEXT}")
+        else:
+            try:
+                return _value(kind, text)
+            except ValueError:
+                self._report(node, path, f"not a number that can be read: {show(text)}")
         return None
 
 
@@ -194,30 +252,48 @@ def parse(text: str, source: str, has_lines: bool = True) -> tuple[Node, list[Pr
 
     Raises `InputError` if `text` is not YAML.
     """
-    first = Location(source, 1 if has_lines else None)
+    first, builder = Location(source, 1 if has_lines else None), _Builder(source, has_lines)
     try:
-        root = yaml.compose(text, Loader=_Loader)
-        builder = _Builder(source, has_lines)
-        node = Node(None, first, first) if root is None else builder.build(root)
+        root = _compose(text)
+    except _NotYaml as error:
+        location = Location(source, error.line if has_lines else None)
+        raise InputError([Problem(location, "", error.message)]) from None
+    node = Node(None, first, first) if root is None else builder.build(root)
+    return Node(node.value, node.at, first), builder.problems
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """PyYAML's nodes; raises `_NotYaml`, and nothing else."""
+    loader = None
+    try:
+        loader = _Loader(text)
+        return loader.get_single_node()
+    except RecursionError:
+        raise _NotYaml(1, _TOO_DEEP) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        line = mark.line + 1 if mark else text.count("\n", 0, getattr(error, "position", 0)) + 1
+        line = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
         said = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
-        location = Location(source, line if has_lines else None)
-        raise InputError([Problem(location, "", f"not valid YAML: {said}")]) from None
-    except RecursionError:
-        raise InputError([Problem(first, "", "nested too deeply")]) from None
-    return Node(node.value, node.at, first), builder.problems if root else []
+        raise _NotYaml(line + 1, f"not valid YAML: {said}") from None
+    except (ValueError, OverflowError) as error:  # an escape that stands for no character
+        line = loader.line + 1 if loader else 1
+        raise _NotYaml(line, f"not valid YAML: {one_line(error)}") from None
 
 
 def read(path: Path) -> tuple[Node, list[Problem]]:
     """The document in a file; `InputError` if it cannot be read or is not a mapping."""
     try:
-        text = path.read_bytes().decode()
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        nearby = [p.name for p in path.parent.glob("*.y*ml")] if os.path.isdir(path.parent) else []
         message = f"cannot be read: {error.strerror}{did_you_mean(path.name, nearby)}"
         raise InputError([Problem(Location(str(path)), "", message)]) from None
+    if len(content) > _MAX_BYTES:
+        message = f"has more than {_MAX_BYTES >> 20} MiB, which is no spec"
+        raise InputError([Problem(Location(str(path), 1), "", message)])
+    try:
+        text = content.decode()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         location = Location(str(path), line)
@@ -232,7 +308,7 @@ def read(path: Path) -> tuple[Node, list[Problem]]:
 
 def override(root: Node, settings: Sequence[str], flag: str = "--set") -> tuple[Node, list]:
     """`root` with every `a.b=value` of `settings` applied, and what was wrong with them."""
-    root, here, problems = copy.deepcopy(root), Location(flag), []
+    root, here, problems = replace(root, value=dict(root.value)), Location(flag), []
     for setting in settings:
         name, equals, text = setting.partition("=")
         keys = _keys(name.strip())
@@ -261,15 +337,19 @@ def _keys(name: str) -> list[str]:
 def place(root: Node, keys: Sequence[str], node: Node, here: Location) -> list[Problem]:
     """Put `node` at the place `keys` of `root`, replacing what is there; or what is wrong.
 
-    Mappings on the way are made, and located `here`, where there are none.
+    Mappings on the way are made, and located `here`, where there are none; those that are there
+    are copied, so that documents may share what does not differ.
     """
     parent = root
     for depth, key in enumerate(keys[:-1], start=1):
-        parent = parent.value.setdefault(key, Node({}, here, here))
-        if not isinstance(parent.value, dict):
+        there = parent.value.get(key, Node({}, here, here))
+        if not isinstance(there.value, dict):
             upper = dotted(tuple(keys[:depth]))
             message = f"{upper} is not a mapping; give a value for {upper} itself"
             return [Problem(here, dotted(tuple(keys)), message)]
+        own = replace(there, value=dict(there.value))
+        parent.value[key] = own
+        parent = own
     parent.value[keys[-1]] = node
     return []
 

@@ -167,9 +167,11 @@ def _cross_checks(document: Node) -> Iterator[Problem]:
     """Problems between keys that are each valid; looked for even if others are not."""
     processes = document.find(("processes",))[0].plain()
     if isinstance(processes, list):
-        for i, process in enumerate(processes):
-            if process in processes[:i]:
+        seen: set[str] = set()
+        for i, process in enumerate(map(json.dumps, processes)):
+            if process in seen:
                 yield problem_at(document, ("processes", i), "listed twice; keep one of them")
+            seen.add(process)
     process, given = document.find(("stop", "process"))
     if given and isinstance(process.value, str) and isinstance(processes, list):
         names = [name for name in processes if isinstance(name, str)]

@@ -36,10 +36,23 @@ Positive = Annotated[float, Gt(0)]
 _DEFAULT = Settings()
 _ONLY = "(other values are not supported by this version)"
 NAME_LENGTH = 128
+_NAME_BYTES = 240
+"""Of the 255 that file systems take, without an ending such as .yaml."""
 NAME_PATTERN = r"^\w[\w.=,+-]*$"
+
+
+def _short_enough(name: str) -> str:
+    size = len(name.encode())
+    if size > _NAME_BYTES:
+        words = {"most": _NAME_BYTES, "size": size}
+        raise PydanticCustomError("worded", "must have {most} or fewer bytes, got {size}", words)
+    return name
+
+
 Name = Annotated[
     str,
     StringConstraints(pattern=NAME_PATTERN, max_length=NAME_LENGTH),
+    AfterValidator(_short_enough),
     Allowed(f"a plain directory name (letters, digits and ._-+=, up to {NAME_LENGTH} of them)"),
 ]
 

@@ -1,6 +1,5 @@
 """The members of a sweep, each as a document of its own."""
 
-import copy
 import itertools
 import json
 import math
@@ -133,11 +132,13 @@ def _key_problems(
         if message:
             yield Problem(setting.node.key_at, dotted(setting.path), message)
     for entry in entries:
-        given = [*entry.settings, *varied]
-        for earlier, later in itertools.combinations(given, 2):
-            if f"{earlier.key}.".startswith(f"{later.key}."):
-                message = f"replaces {dotted(earlier.path)}; keep one of them"
-                yield Problem(later.node.key_at, dotted(later.path), message)
+        within: dict[str, _Setting] = {}  # the first setting of a key, or of one below it
+        for setting in [*entry.settings, *varied]:
+            if setting.key in within:
+                message = f"replaces {dotted(within[setting.key].path)}; keep one of them"
+                yield Problem(setting.node.key_at, dotted(setting.path), message)
+            for upper in itertools.accumulate(setting.key.split("."), "{}.{}".format):
+                within.setdefault(upper, setting)
 
 
 def _refusal(key: str) -> str:
@@ -225,12 +226,11 @@ def _document(
     elsewhere = {s.key.partition(".")[0] for other in entries for s in other.settings}
     # What only this entry lacks is missing there, not in the file as a whole.
     home = entry.home if elsewhere - given - set(root.value) else root
-    document = Node(copy.deepcopy(root.value), home.at, home.key_at)
+    document = Node(dict(root.value), home.at, home.key_at)
     problems = []
     settings = [s for s in (*entry.settings, *combination) if not _refusal(s.key)]
     for setting in settings:
-        node, keys = copy.deepcopy(setting.node), setting.key.split(".")
-        problems += place(document, keys, node, setting.node.key_at)
+        problems += place(document, setting.key.split("."), setting.node, setting.node.key_at)
     place(document, ["name"], name, name.at)
     return document, problems
 

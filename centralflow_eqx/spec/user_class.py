@@ -26,7 +26,7 @@ from ..options import (
     component_options,
     derived,
 )
-from ..registry import InputFolder, Registry
+from ..registry import InputFolder, Registry, absolute_path
 
 _DOTTED = r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"
 _FUNCTION = "the dotted name of a function, such as module.function"
@@ -56,7 +56,7 @@ def class_options(registry: Registry, given: Mapping[str, Any], folder: Path) ->
     a resolved spec finds it from anywhere. Raises `OptionError` for the option `type`.
     """
     name = given["type"]
-    if not re.match(_DOTTED, name):
+    if not re.fullmatch(_DOTTED, name):
         raise OptionError("type", f"must be a dotted name such as module.Class, got {show(name)}")
     component, found = _import_named(name, _folders(given, folder), registry.base)
     _check(name, component, registry.base)
@@ -102,7 +102,7 @@ def function_options(given: Mapping[str, Any], folder: Path) -> type[FunctionOpt
     Raises `OptionError` for the options `function` and `args`.
     """
     name, args = given["function"], given.get("args", {})
-    if not re.match(_DOTTED, name):
+    if not re.fullmatch(_DOTTED, name):
         raise OptionError("function", f"must be {_FUNCTION}, got {show(name)}")
     try:
         loss, found = _import_named(name, _folders(given, folder))
@@ -113,6 +113,8 @@ def function_options(given: Mapping[str, Any], folder: Path) -> type[FunctionOpt
     if isinstance(args, dict):
         try:
             inspect.signature(loss).bind(None, **args)
+        except ValueError:  # a function in C that does not tell; calling it will
+            pass
         except TypeError as error:
             raise OptionError("args", f"{name} refuses: {error}") from None
     own = {"folder": (Optional[InputFolder], found)}  # noqa: UP045
@@ -125,7 +127,7 @@ def _folders(given: Mapping[str, Any], folder: Path) -> list[Path]:
     """Where to import from, for a section of a spec in `folder`."""
     chosen = given.get("folder")
     if isinstance(chosen, str):
-        return [Path(os.path.abspath(folder / Path(chosen).expanduser()))]
+        return [absolute_path(folder, chosen)]
     return [folder, Path.cwd()]
 
 
@@ -208,7 +210,8 @@ def _failure(module: str, error: BaseException, folders: list[Path]) -> str:
     """Why an import failed."""
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and f"{module}.".startswith(f"{missing}."):
-        beside = [path.stem for folder in folders for path in folder.glob("*.py")]
+        there = filter(os.path.isdir, folders)
+        beside = [path.stem for folder in there for path in folder.glob("*.py")]
         places = ", ".join(map(str, dict.fromkeys(folders)))
         near = did_you_mean(missing, beside) if "." not in missing else ""
         return f"no module '{missing}' in {places} or on Python's path{near}"

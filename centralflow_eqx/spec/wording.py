@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
@@ -40,8 +40,9 @@ def describe(hint: Any, metadata: tuple = ()) -> str:
         tagged = [f"{{{tag(m)[0]}: NAME, ...}}" for m in _models(hint)[:1]]
         return " or ".join(simple + tagged + ["null"] * (type(None) in args))
     if origin in (tuple, list):
-        some = any(isinstance(note, MinLen) for note in metadata)
-        return f"a list{' of one or more' * some}, each {describe(args[0])}"
+        some = " of one or more" * any(isinstance(note, MinLen) for note in metadata)
+        most = "".join(f" of up to {m.max_length}" for m in metadata if isinstance(m, MaxLen))
+        return f"a list{some}{most}, each {describe(args[0])}"
     if _models(hint):
         return "a mapping"
     words = _WORDS.get(origin or hint, "a valid value")
