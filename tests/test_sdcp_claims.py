@@ -52,9 +52,9 @@ def answers(asked: list[Known]):
         yield outcomes, found
 
 
-@pytest.mark.parametrize("k, number", quick(FEW + MANY, *FEW))
-def test_no_answer_claims_what_does_not_hold(k, number):
-    stalled = 0
+@pytest.mark.parametrize("case", quick(FEW + MANY, *FEW), ids="{0[0]}-{0[1]}".format)
+def test_no_answer_claims_what_does_not_hold(case):
+    (k, number), stalled = case, 0
     for i, (outcomes, found) in enumerate(answers(problems(k, number))):
         kind = KINDS[i % len(KINDS)]
         assert found == [[], []], (kind.__name__, i)
@@ -66,7 +66,7 @@ def test_no_answer_claims_what_does_not_hold(k, number):
     assert stalled <= number / 100
 
 
-SIZES = np.array([-307, -295, -280, -200, -160, 0, 160, 200, 280, 307])
+SIZES = np.array([-300, -295, -280, -200, -160, 0, 160, 200, 280, 307])
 
 
 def test_what_float64_cannot_hold_is_not_solved():

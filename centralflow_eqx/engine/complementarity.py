@@ -184,7 +184,7 @@ def solve_complementarity(
     tr X <= 1e8 |alpha|/|beta|. `no_solution` is reported with a proof: a Y >= 0 with <alpha, Y> < 0
     and beta^T[Y] so nearly <= 0 that a solution would need a larger trace; X is then a multiple of
     Y. What is neither is `stalled`, with the X of least residual found; so is what float64 cannot
-    hold.
+    hold (numbers below its normal range are zero, as everywhere in XLA).
 
     Raises ValueError for shapes that do not fit.
     """
