@@ -7,14 +7,23 @@ import numpy as np
 import optimistix as optx
 import pytest
 from _marks import quick
+from _sdcp import (
+    complementary_pair,
+    congruent,
+    monotone,
+    np_smat,
+    np_svec,
+    orthogonal,
+    solvable,
+    unsolvable,
+    violation,
+)
 
 from centralflow_eqx.engine.complementarity import RESULTS, DampedNewton, solve_complementarity
 from centralflow_eqx.engine.symmetric import pairs, smat, split, svec
 
 BATCH = 180  # one batch shape per k, so that every test shares the compiled solver
 OUTCOMES = ("solved", "no_solution", "stalled")
-SPECTRA = ("well", "spread", "singular", "rank one")
-ASYMMETRIES = ("none", "skew", "slight")
 
 
 @jax.jit
@@ -33,98 +42,6 @@ def solve_all(problems):
     solution, flags = jax.tree.map(np.asarray, solve_batch(alphas, betas))
     names = [OUTCOMES[i] for i in np.argmax(flags, axis=1)]
     return solution, names[: len(problems)]
-
-
-def np_svec(A):
-    """Written out entry by entry, so as not to lean on the code under test."""
-    return np.array(
-        [A[i, j] * (1 if i == j else 2**0.5) for i in range(len(A)) for j in range(i + 1)]
-    )
-
-
-def np_smat(v, k):
-    A = np.zeros((k, k))
-    entries = iter(v)
-    for i in range(k):
-        for j in range(i + 1):
-            A[i, j] = A[j, i] = next(entries) / (1 if i == j else 2**0.5)
-    return A
-
-
-def violation(alpha, beta, X):
-    """The documented residual, computed without the package."""
-    image = np_smat(beta @ np_svec(X), len(alpha))
-    Z = alpha + image
-    size_x, size_z = np.linalg.norm(X), np.linalg.norm(alpha) + np.linalg.norm(image)
-    return max(
-        -np.linalg.eigvalsh(X)[0] / (size_x or 1),
-        -np.linalg.eigvalsh(Z)[0] / (size_z or 1),
-        abs(np.sum(X * Z)) / (size_x * size_z or 1),
-    )
-
-
-def orthogonal(rng, n):
-    return np.linalg.qr(rng.normal(size=(n, n)))[0]
-
-
-def monotone(rng, p, spectrum, asymmetry):
-    sizes = {
-        "well": rng.uniform(0.1, 1, p),
-        "spread": 10 ** rng.uniform(-6, 0, p),
-        "singular": rng.uniform(0.1, 1, p) * (rng.uniform(size=p) < 0.5),
-        "rank one": np.eye(p)[0],
-    }[spectrum]
-    Q = orthogonal(rng, p)
-    beta = (Q * sizes) @ Q.T
-    noise = rng.normal(size=(p, p)) / np.sqrt(p)
-    if asymmetry == "skew":
-        return beta + 0.3 * (noise - noise.T)
-    if asymmetry == "slight" and spectrum == "well":  # else it would not stay monotone
-        return beta + 0.02 * noise
-    return beta
-
-
-def complementary_pair(rng, k, rank_x, rank_z):
-    Q = orthogonal(rng, k)
-    x, z = np.zeros(k), np.zeros(k)
-    x[:rank_x] = 10 ** rng.uniform(-1, 1, rank_x)
-    z[rank_x : rank_x + rank_z] = 10 ** rng.uniform(-1, 0, rank_z)
-    return (Q * x) @ Q.T, (Q * z) @ Q.T
-
-
-def random_scales(rng, alpha, beta):
-    return alpha * 10 ** rng.uniform(-8, 8), beta * 10 ** rng.uniform(-8, 8)
-
-
-def solvable(rng, k, index):
-    """alpha = Z* - beta[X*]; the index runs through ranks, degeneracy and kinds of beta."""
-    rank_x = index % (k + 1)
-    degenerate = index // (k + 1) % 2
-    rank_z = rng.integers(0, k - rank_x) if degenerate and rank_x < k else k - rank_x
-    X, Z = complementary_pair(rng, k, rank_x, rank_z)
-    beta = monotone(rng, k * (k + 1) // 2, rng.choice(SPECTRA), rng.choice(ASYMMETRIES))
-    return random_scales(rng, Z - np_smat(beta @ np_svec(X), k), beta)
-
-
-def unsolvable(rng, k, index):
-    """A ray Y >= 0 of rank 1 to k with beta[Y] = beta^T[Y] = 0 and <alpha, Y> < 0."""
-    p = k * (k + 1) // 2
-    y = np_svec(complementary_pair(rng, k, 1 + index % k, 0)[0])
-    y /= np.linalg.norm(y)
-    across = np.eye(p) - np.outer(y, y)
-    beta = across @ monotone(rng, p, rng.choice(SPECTRA), rng.choice(ASYMMETRIES)) @ across
-    side = across @ rng.normal(size=p)
-    side /= max(np.linalg.norm(side), 1e-6)
-    return random_scales(rng, np_smat(side - 10 ** rng.uniform(-2, 0) * y, k), beta)
-
-
-def congruent(rng, alpha, beta, decades):
-    """The same problem in coordinates X = T X' T^T whose lengths differ by orders of magnitude."""
-    k = len(alpha)
-    T = np.diag(10 ** rng.uniform(-decades, 0, k)) @ orthogonal(rng, k)
-    basis = np.eye(len(beta))
-    E = np.stack([np_svec(T @ np_smat(v, k) @ T.T) for v in basis], axis=1)
-    return T.T @ alpha @ T, E.T @ beta @ E
 
 
 @pytest.mark.parametrize("k", quick(range(1, 13), 1, 3, 12))
@@ -159,7 +76,7 @@ def test_adversarial_problems_are_solved(k, family):
             X, Z = complementary_pair(rng, k, rank, k - rank)
         alpha = Z - np_smat(beta @ np_svec(X), k)
         if family == "congruence":
-            alpha, beta = congruent(rng, alpha, beta, decades=2)
+            alpha, beta, _ = congruent(rng, alpha, beta, decades=2)
         problems.append((alpha, beta))
     solution, outcomes = solve_all(problems)
     assert outcomes == ["solved"] * BATCH

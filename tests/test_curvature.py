@@ -251,6 +251,27 @@ def test_few_dimensions_are_solved_to_rounding(K):
     np.testing.assert_allclose(np.abs(pairs.Y[:, :5].T @ vectors[:, :5]), np.eye(5), atol=1e-10)
 
 
+@pytest.mark.parametrize("spectrum", [SPECTRUM[:16], -np.arange(1.0, 17.0)], ids=["some", "none"])
+def test_no_more_rows_than_dimensions(spectrum):
+    """With a gain of four decades what is left of a dependent vector is a hundred roundings."""
+    K = symmetric(np.logspace(-2, 2, 16), seed=5)
+    pairs = solve(pencil(spectrum, K)[0], K, cold(d=16, m=M))
+    assert pairs.converged
+    assert pairs.products <= 16
+    active = int(pairs.active)
+    assert active == min(M, np.sum(spectrum > 1.5) + 1)
+    np.testing.assert_allclose(pairs.theta[:active], spectrum[:active], rtol=1e-9)
+    np.testing.assert_allclose(pairs.U.T @ pairs.Y, np.eye(M), atol=1e-9)
+
+
+def test_a_hessian_without_a_threshold_may_be_small():
+    H, _ = pencil(1e-9 * SPECTRUM, IDENTITY)
+    tracker = EigenTracker(track_above=float("inf"), initial=3)
+    pairs = solve(H, IDENTITY, cold(), tracker=tracker)
+    assert pairs.converged
+    np.testing.assert_allclose(pairs.theta[:3], 1e-9 * TOP[:3], rtol=1e-10)
+
+
 def test_no_more_columns_than_dimensions():
     H = np.diag([3.0, 2.0, 1.9])
     pairs = solve(H, np.ones(3), cold(d=3, m=8))
@@ -322,6 +343,30 @@ def test_steady_motion_is_extrapolated():
     ahead, behind = (solve(path[3], IDENTITY, pairs) for pairs in (moving, standing))
     check(ahead, path[3], IDENTITY)
     assert ahead.products < behind.products
+
+
+def test_a_gain_that_jumps_cancels_no_forecast():
+    """Four times the gain is half the eigenvector: twice that, less the one before, is nothing."""
+    H, first = np.diag(0.06 * SPECTRUM), jnp.eye(D)[:, :1]
+    pairs = eqx.tree_at(
+        lambda p: (p.Y, p.U, p.previous, p.fresh, p.active),
+        cold(m=1),
+        (first / 2, 2 * first, first, jnp.zeros(1, bool), jnp.asarray(1, jnp.int32)),
+    )
+    pairs = solve(H, 4 * IDENTITY, pairs)
+    check(pairs, H, 4 * IDENTITY)
+    np.testing.assert_allclose(pairs.theta[0], 1.2, rtol=1e-14)
+
+
+def test_nothing_is_known_of_a_spectrum_without_a_gain():
+    """As at the start of a schedule from zero: the next solve is like a first one."""
+    spectrum = np.concatenate([[3.0, 3.0, 3.0, 2.0, 1.2], BULK])
+    H, _ = pencil(spectrum, IDENTITY)
+    pairs = solve(H, 0 * IDENTITY, cold())
+    assert pairs.theta[0] == 0
+    pairs = solve(H, IDENTITY, pairs)
+    check(pairs, H, IDENTITY)
+    np.testing.assert_allclose(pairs.theta[:5], spectrum[:5], rtol=1e-10)
 
 
 def test_oscillation_with_period_two_starts_from_the_solve_before_the_last():

@@ -8,7 +8,7 @@ in natural units, |alpha| = |beta| = 1. For monotone beta each of its points exi
 without any assumption of strict feasibility or nondegeneracy; the first is nearly X = I,
 Z = 10 I; and X stays bounded exactly when the problem has a solution. When it has none, X/|X| tends
 to a direction that proves it, unless arbitrarily small changes of alpha would make the problem
-solvable: then a large X meets the tolerance. Steps are Nesterov-Todd predictor-corrector steps
+solvable: then a large X may meet the tolerance. Steps are Nesterov-Todd predictor-corrector steps
 (Todd, Toh, Tutuncu, "On the Nesterov-Todd direction in semidefinite programming", SIAM J. Optim. 8,
 1998).
 """
@@ -27,7 +27,7 @@ _PATH_START, _PATH_END = 10.0, 1e-24  # eps
 _PATH_STEPS = 200
 _FASTEST = 1e-2  # the least ratio of successive eps
 _BACK_OFF = 0.95  # the share of the step to the boundary of the cone that is taken
-_UNSOLVABLE_TRACE = 1e8  # "no solution" means none of trace below this, in natural units
+_LARGEST_TRACE = 1e8  # of a solution, in natural units: none below it is no solution
 _CLEARLY_NEGATIVE = 1e-7
 
 
@@ -40,11 +40,20 @@ class Problem(eqx.Module):
 
 
 class Attempt(eqx.Module):
-    """An X >= 0, how far it is from a solution, and whether it proves that there is none."""
+    """An X >= 0, how far it is from a solution, and whether it proves that there is none.
+
+    Of an X too large to be a solution (`excessive`) a small residual means nothing: it is relative
+    to beta[X], beside which alpha may have vanished.
+    """
 
     x: Float[Array, " p"]
     residual: Float[Array, ""]
     unsolvable: Bool[Array, ""]
+    excessive: Bool[Array, ""]
+
+    def solves(self, tol: float) -> Bool[Array, ""]:
+        """Whether this is a solution."""
+        return (self.residual <= tol) & ~self.unsolvable & ~self.excessive
 
 
 def judge(problem: Problem, x: Float[Array, " p"]) -> Attempt:
@@ -62,8 +71,8 @@ def judge(problem: Problem, x: Float[Array, " p"]) -> Attempt:
     # For Y >= 0 every solution X has 0 <= <Y, Z> <= <alpha, Y> + lambda_max(beta^T[Y]) tr X,
     # which bounds tr X from below where <alpha, Y> < 0.
     fall, rise = -problem.alpha @ y, spectra[2, -1]
-    unsolvable = (fall > _CLEARLY_NEGATIVE) & (fall > _UNSOLVABLE_TRACE * rise)
-    return Attempt(x, residual, unsolvable)
+    unsolvable = (fall > _CLEARLY_NEGATIVE) & (fall > _LARGEST_TRACE * rise)
+    return Attempt(x, residual, unsolvable, jnp.sum(spectra[0]) > _LARGEST_TRACE)
 
 
 class _Frame(eqx.Module):
@@ -148,14 +157,15 @@ def follow_path(
 
     def unfinished(carry):
         point, attempt, _, steps = carry
-        open_ = ~(attempt.residual <= tol) & ~attempt.unsolvable
+        open_ = ~attempt.solves(tol) & ~attempt.unsolvable
         return open_ & (point.eps > _PATH_END) & (steps < _PATH_STEPS)
 
     def advance(carry):
         point, best, iterations, steps = carry
         point = _follow(problem, point)
         new = judge(problem, svec(point.R @ point.R.T))
-        better = new.unsolvable | (new.residual < best.residual) | jnp.isnan(best.residual)
+        better = new.unsolvable | new.solves(tol) | (new.residual < best.residual)
+        better |= jnp.isnan(best.residual)
         best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
         return point, best, iterations + 1, steps + 1
 

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .central_path import Attempt, Problem, follow_path, judge
 from .symmetric import smat, split, svec
 
 _EPSILON = float(np.finfo(np.float64).eps)
+_LEAST = float(np.finfo(np.float64).tiny) / _EPSILON  # the least size that has all its digits
 _NEWTON_STEPS = 20
 _NEWTON_MARGIN = 1e-3  # Newton converges quadratically, so that aiming below `tol` is cheap
 
@@ -135,8 +136,16 @@ def _newton(problem: Problem, tol: float) -> tuple[Attempt, Int[Array, ""]]:
 
 
 def _unit(array: Array) -> Float[Array, ""]:
-    size = jnp.linalg.norm(array)
-    return jnp.where(size > 0, size, 1.0)
+    """The norm, by way of a power of two: squares of large and small numbers leave float64."""
+    largest = jnp.max(jnp.abs(array))
+    ordinary = (largest > 0) & jnp.isfinite(largest)
+    power = jnp.ldexp(1.0, jnp.frexp(jnp.where(ordinary, largest, 1.0))[1] - 1)
+    return jnp.where(ordinary, jnp.linalg.norm(array / power) * power, 1.0)
+
+
+def _held(*sizes: Array) -> Bool[Array, ""]:
+    """Whether numbers of these sizes have all their digits in float64."""
+    return jnp.all((jnp.stack(sizes) >= _LEAST) & jnp.isfinite(jnp.stack(sizes)))
 
 
 def violation(
@@ -171,10 +180,11 @@ def solve_complementarity(
 
         -lambda_min(X) / |X|,   -lambda_min(Z) / s,   |<X, Z>| / (|X| s),   s = |alpha| + |beta[X]|
 
-    It does not change when alpha or beta is multiplied by a positive number. `no_solution` is
-    reported with a proof: a Y >= 0 with <alpha, Y> < 0 and beta^T[Y] so nearly <= 0 that a
-    solution would need tr X > 1e8 |alpha|/|beta|; X is then a multiple of Y. What is neither is
-    `stalled`, with the X of least residual found.
+    It does not change when alpha or beta is multiplied by a positive number. A solution has
+    tr X <= 1e8 |alpha|/|beta|. `no_solution` is reported with a proof: a Y >= 0 with <alpha, Y> < 0
+    and beta^T[Y] so nearly <= 0 that a solution would need a larger trace; X is then a multiple of
+    Y. What is neither is `stalled`, with the X of least residual found; so is what float64 cannot
+    hold (numbers below its normal range are zero, as everywhere in XLA).
 
     Raises ValueError for shapes that do not fit.
     """
@@ -192,12 +202,16 @@ def solve_complementarity(
     if fallback:
         attempt, iterations = follow_path(problem, attempt, iterations, tol)
     x = attempt.x * (unit_alpha / unit_beta)
+    Z = alpha + smat(beta @ x, k)
+    size_x = _unit(attempt.x) * (unit_alpha / unit_beta)
+    size_x = jnp.where(jnp.any(attempt.x != 0), size_x, 1.0)
+    held = _held(unit_alpha, unit_beta, size_x) & jnp.all(jnp.isfinite(Z))
     result = RESULTS.where(attempt.unsolvable, RESULTS.no_solution, RESULTS.stalled)
-    result = RESULTS.where(attempt.residual <= tol, RESULTS.solved, result)
+    result = RESULTS.where(attempt.solves(tol), RESULTS.solved, result)
     return ComplementarySolution(
         X=smat(x, k),
-        Z=alpha + smat(beta @ x, k),
+        Z=Z,
         residual=attempt.residual,
         iterations=iterations,
-        result=result,
+        result=RESULTS.where(held, result, RESULTS.stalled),
     )

@@ -140,7 +140,11 @@ class EigenTracker(eqx.Module):
       square of the residual, need `sqrt(tol)` or 1e-3, whichever is less, but no less than 3 `tol`.
     - `max_iterations`: expansions of the basis in a solve.
     - `exploration`: size of the random perturbation of the last guard on request, so that an
-      eigenvector orthogonal to all the others cannot stay unseen.
+      eigenvector orthogonal to all the others cannot stay unseen. It is found by the first solve
+      that explores or by one of the next few, the later the less its eigenvalue exceeds the guard.
+
+    Residuals of eigenvalues below 1e-3, which do not matter beside a critical 2, are relative to
+    1e-3, or without a threshold (`track_above` infinite) to 5e-4 of the largest if that is less.
     """
 
     track_above: float | Float[Array, ""] = 1.5
@@ -199,11 +203,22 @@ class EigenTracker(eqx.Module):
         m = pairs.theta.size
         unguarded = pairs.theta[jnp.maximum(pairs.active, 1) - 1] > self.track_above
         worked = pairs.active + (explore | unguarded)
-        return jnp.where(pairs.active == 0, m, jnp.minimum(worked, m)).astype(jnp.int32)
+        unknown = (pairs.active == 0) | jnp.all(pairs.fresh)
+        return jnp.where(unknown, m, jnp.minimum(worked, m)).astype(jnp.int32)
 
     def _active(self, theta: Float[Array, " m"]) -> Int[Array, ""]:
         wanted = jnp.maximum(self.initial, jnp.sum(theta > self.track_above) + 1)
         return jnp.minimum(wanted, theta.size).astype(jnp.int32)
+
+    def _least(self, theta: Float[Array, " m"]) -> Float[Array, ""]:
+        """The size of eigenvalue from which on residuals are relative to it.
+
+        Smaller ones are so far below the critical 2 that they do not matter. Where there is no
+        threshold, neither is there a size that matters, but that of the largest eigenvalue.
+        """
+        largest = jnp.max(jnp.abs(theta))
+        unscaled = jnp.isinf(self.track_above) & (largest > 0)
+        return jnp.where(unscaled, jnp.minimum(_LEAST, _LEAST / 2 * largest), _LEAST)
 
     def _unfinished(
         self,
@@ -244,6 +259,9 @@ class EigenTracker(eqx.Module):
         overlap = jnp.where(kept[:, None] & kept, pairs.previous.T @ pairs.U, identity)
         left, _, right = jnp.linalg.svd(overlap, full_matrices=False)
         forecast = pairs.Y + ahead * (pairs.Y - pairs.previous @ (left @ right))
+        # Y is normalised by the gain: where that has jumped, the two may cancel.
+        lost = jnp.linalg.norm(forecast, axis=0) < _CANCELLED * jnp.linalg.norm(pairs.Y, axis=0)
+        forecast = jnp.where(lost, pairs.Y, forecast)
         start = jnp.where(oscillating, pairs.previous, forecast)
 
         def perturbed(start: Float[Array, "d m"]) -> Float[Array, "d m"]:
@@ -274,7 +292,7 @@ class EigenTracker(eqx.Module):
         def expand(now: _Search) -> _Search:
             basis, accepted = _expand(gain, model, now.basis, now.expansion)
             C, theta = _rayleigh_ritz(basis, m)
-            defect, size, residuals = _residuals(gain, basis, C, theta)
+            defect, size, residuals = _residuals(gain, basis, C, theta, self._least(theta))
             needed = self._unfinished(theta, residuals, exact_above)
             if room == d:
                 needed |= (columns < worked) & (residuals > _EXACT * jnp.finfo(theta.dtype).eps)
@@ -321,10 +339,14 @@ _FEWEST_AT_ONCE = 4
 After the first few expansions only one or two columns are left that need it."""
 _WATCHED = 1e-3
 """Residual that gives an eigenvalue to 1e-6, its square."""
+_LEAST = 1e-3
+"""Eigenvalues smaller than this do not matter beside a critical 2."""
 _EXACT = 100
 """Residuals of small problems, of which a basis holds all dimensions, in units of rounding."""
 _DEPENDENT = 1e3
 """Length, in units of rounding, that a unit vector must keep when it is made orthogonal."""
+_CANCELLED = 0.5
+"""Share of its length below which a forecast is worth less than the vector itself."""
 
 
 def _queue(
@@ -419,10 +441,13 @@ def _orthonormalise(gain: lx.AbstractLinearOperator, basis: _Basis, new: _New) -
     KV = apply_rows(gain, V)
     gram = _symmetric(V @ KV.T)
     size = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
-    inside = size <= _DEPENDENT * eps
+    # What a second pass takes away again was rounding, however much of it the gain makes.
+    inside = size <= jnp.where(new.passes == 0, _DEPENDENT * eps, eps**0.5)
     unit = jnp.where(inside, 0, 1 / jnp.where(inside, 1, size))
     overlap, rotation = jnp.linalg.eigh(unit[:, None] * gram * unit)
     keep = overlap > eps**0.5  # what is nearly parallel to others comes back later
+    rank = jnp.arange(len(V))[::-1]
+    keep &= rank < V.shape[1] - basis.size  # there are no more vectors than dimensions
     scaled = unit[:, None] * rotation * jnp.where(keep, jnp.where(keep, overlap, 1) ** -0.5, 0)
     scaled = scaled[:, ::-1].T  # those that are kept come first
     left = jnp.minimum(
@@ -450,7 +475,9 @@ def _rayleigh_ritz(basis: _Basis, m: int) -> tuple[Float[Array, "n m"], Float[Ar
     n = len(basis.T)
     used = jnp.arange(n) < basis.size
     T = jnp.where(used[:, None] & used, basis.T, 0)
-    lowest = 2 * (jnp.sum(jnp.abs(T)) + 1)
+    size = jnp.sum(jnp.abs(T))
+    # Below all eigenvalues, but of their size: `eigh` is accurate relative to what is largest.
+    lowest = jnp.where(size > 0, 2 * (size + jnp.minimum(size, 1)), 1)
     theta, rotation = jnp.linalg.eigh(T - jnp.diag(jnp.where(used, 0, lowest)))
     found = jnp.arange(m) < basis.size
     return rotation[:, : -m - 1 : -1] * found, jnp.where(found, theta[: -m - 1 : -1], 0)
@@ -477,12 +504,12 @@ def _residuals(
     basis: _Basis,
     C: Float[Array, "n m"],
     theta: Float[Array, " m"],
+    least: Float[Array, ""],
 ) -> tuple[Float[Array, "m d"], Float[Array, " m"], Float[Array, " m"]]:
     """What Ritz vectors lack to be eigenvectors, its length, and the relative residual."""
     defect = C.T @ basis.HKV - (theta * C).T @ basis.V
     size = _lengths(gain, defect)
-    # Relative to theta, but for eigenvalues so far below the critical 2 that they do not matter.
-    return defect, size, size / jnp.maximum(jnp.abs(theta), 1e-3)
+    return defect, size, size / jnp.maximum(jnp.abs(theta), least)
 
 
 def _symmetric(A: Float[Array, "n n"]) -> Float[Array, "n n"]:
