@@ -104,7 +104,11 @@ def _undisturbed(folder: Path, cache: Path) -> dict[str, float]:
     return seconds
 
 
-def _disturbed(name: str, number: int, folder: Path, cache: Path, longest: float) -> dict:
+_KILLS = 3
+"""How often a run is killed at most."""
+
+
+def _disturbed(name: str, number: int, folder: Path, cache: Path, seconds: float) -> dict:
     """Run a spec and kill it until it comes to its end; how often, and how far off it is."""
     draw, out = random.Random(number), folder / f"killed_{number}"
     path, run_dir = folder / f"{name}.yaml", out / name
@@ -116,10 +120,9 @@ def _disturbed(name: str, number: int, folder: Path, cache: Path, longest: float
         with subprocess.Popen(
             command, env=_environment(cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:
-            try:
-                told = process.communicate(timeout=draw.uniform(0, longest))[0].decode()
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
+            if kills < _KILLS:
+                _kill(process, draw, run_dir / "checkpoints", seconds)
+            told = process.communicate()[0].decode()
         if process.returncode == 0:
             break
         if process.returncode != -signal.SIGKILL:
@@ -127,14 +130,27 @@ def _disturbed(name: str, number: int, folder: Path, cache: Path, longest: float
         kills += 1
         if (run_dir / "data.h5").exists():
             steps.append(_rows(run_dir))
-        if kills == 4:  # enough
-            longest = 1e6
     return {
         "spec": name,
         "kills": kills,
         "rows_at_kills": steps,
         "error": _error(run_dir, folder / "whole" / name),
     }
+
+
+def _kill(
+    process: subprocess.Popen, draw: random.Random, checkpoints: Path, seconds: float
+) -> None:
+    """End a process at any time, or, every second time, while it takes steps, if there are any."""
+    compiling = draw.random() < 0.5
+    before = set(checkpoints.glob("*"))
+    time.sleep(draw.uniform(0, seconds) if compiling else 0)
+    while not compiling and process.poll() is None:
+        time.sleep(0.001)
+        if set(checkpoints.glob("*")) != before:
+            time.sleep(draw.expovariate(4))
+            break
+    process.send_signal(signal.SIGKILL)
 
 
 def _rows(run_dir: Path) -> int:
@@ -173,7 +189,7 @@ def main() -> int:
         for number in range(arguments.runs):
             name = list(SPECS)[number % len(SPECS)]
             seed = arguments.seed + number
-            found.append(_disturbed(name, seed, folder, cache, 1.2 * seconds[name]))
+            found.append(_disturbed(name, seed, folder, cache, seconds[name]))
             print(found[-1], flush=True)
     kills = sum(result["kills"] for result in found)
     worst = max(result["error"] for result in found)

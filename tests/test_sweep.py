@@ -20,9 +20,10 @@ from centralflow_eqx import report
 from centralflow_eqx.cli import main
 from centralflow_eqx.errors import ExitCode, InputError
 from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.earlier import is_done
 from centralflow_eqx.record.writer import Layout, Recorder
 from centralflow_eqx.spec import load_plan, load_spec
-from centralflow_eqx.sweep import conduct, find_runs, is_done
+from centralflow_eqx.sweep import conduct, find_runs
 from centralflow_eqx.sweep.conductor import Event
 from centralflow_eqx.sweep.folder import start_folder
 
