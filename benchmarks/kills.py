@@ -39,7 +39,7 @@ _DIGITS = {
     "model": {"type": "mlp", "widths": [6], "activation": "gelu"},
 }
 SPECS = {
-    "gd_by_wall_time": _DIGITS
+    "gd_kept_every_step": _DIGITS
     | {
         "optimizer": {"type": "gd", "lr": 0.5},
         "processes": ["discrete", "midpoint", "stable", "central"],

@@ -70,7 +70,8 @@ _SWEEP_EXAMPLES = """\
   centralflow_eqx sweep spec.yaml --slurm --slurm-set timeout_min=240 \\
       --slurm-set slurm_partition=gpu --slurm-set gpus_per_node=1
 
---slurm needs pip install 'centralflow_eqx[slurm]'.
+--slurm needs pip install 'centralflow_eqx[slurm]'. submitit keeps what its jobs return as pickles
+in the sweep's folder, which run code when they are read: do not use it with somebody else's folder.
 
 exit codes: 0 all members are done, else the worst of theirs: 1, 2, 3, 4 in this order; 4 for Ctrl-C
 """

@@ -11,6 +11,7 @@ from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.errors import NumericalStop
 from centralflow_eqx.experiment import drive as driver
 from centralflow_eqx.experiment.advance import advance
+from centralflow_eqx.experiment.kept import Misfit, fit, keep
 from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.experiment.start import start
 from centralflow_eqx.optimizers import GD, RMSProp
@@ -145,6 +146,47 @@ def test_a_numerical_stop_ends_its_process_alone():
     assert "discrete" not in lost.series and rows[-1].step == 8
     assert [row.step for row in rows if "stable" in row.series] == list(range(9))
     assert [row.step for row in rows if "discrete" in row.series] == list(range(lost.step))
+
+
+def test_what_has_diverged_ends_alone_with_its_row():
+    # w -> -1.2 w for the optimizer; its flow shrinks
+    bowl = lambda w: w @ w / 2  # noqa: E731
+    rows = list(
+        simulate(bowl, GD(2.2), np.array([1.0]), processes=("discrete", "stable"), steps=40)
+    )
+    (lost,) = [row for row in rows if row.stops]
+    halt = lost.stops["discrete"]
+    assert halt.numerical and "diverged" in halt.reason
+    # 1.44^t passes 1e4 at t = 25.3
+    assert lost.step == 26 and lost.series["discrete"]["train_loss"] >= 1e4 / 2
+    assert "discrete" not in rows[27].series and rows[-1].step == 39
+    # what starts at a minimum may leave it
+    rows = list(simulate(bowl, GD(2.2), np.array([1e-6]), processes=("discrete",), steps=40))
+    assert len(rows) == 40 and not rows[-1].stops
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_driving_in_pieces_gives_the_same_rows(step):
+    """Averages over rows go on, too."""
+    experiment, state = begin(processes=("discrete", "central"))
+    whole = list(driver.drive(experiment, state, 9))
+    *_, chunk = driver.chunks(experiment, state, step)
+    assert chunk.step == step
+    kept = fit(jax.eval_shape(lambda: chunk.state), keep(chunk.state))
+    for a, b in zip(whole[step:], driver.drive(experiment, kept, 9), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a.series, b.series)
+
+
+def test_what_was_kept_of_another_simulation_does_not_fit():
+    experiment, state = begin(processes=("discrete", "central"))
+    kept = keep(state)
+    with pytest.raises(Misfit, match=r"missing"):
+        fit(begin(processes=("discrete", "stable"))[1], kept)
+    name = next(iter(kept))
+    with pytest.raises(Misfit, match=r"is float16\[\], not "):
+        fit(state, {**kept, name: np.ones((), np.float16)})
+    with pytest.raises(Misfit, match="belongs to another"):
+        fit(state, {**kept, ".more": np.zeros(1)})
 
 
 def test_the_last_process_to_be_lost_is_told_by_an_error():

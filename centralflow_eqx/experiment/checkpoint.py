@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -51,6 +52,12 @@ class Checkpoint:
     made: Mapping[str, str]
 
 
+def count_threads() -> int:
+    """The processors that this process may use: sums are split among them, which changes bits."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def fingerprint(spec: Spec) -> dict[str, str]:
     """What a run's rows depend on: the spec, versions, precision and device."""
     content = spec.model_dump(mode="json", exclude=set(_ROWS_STAND))
@@ -59,6 +66,7 @@ def fingerprint(spec: Spec) -> dict[str, str]:
         "spec": digest,
         "precision": spec.precision,
         "device": str(jax.devices()[0].device_kind),
+        "threads": str(count_threads()),
         **versions(),
     }
 

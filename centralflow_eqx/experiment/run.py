@@ -1,6 +1,7 @@
 """Run a spec, or go on with a run: build its parts, simulate, record, report."""
 
 import contextlib
+import os
 import platform
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,13 @@ import numpy as np
 from rich.console import Console
 
 from ..errors import ExitCode, InputError, Location, Problem, RunLost, one_line
-from ..record.owner import DirectoryInUse
+from ..record.owner import DirectoryInUse, check_free
 from ..record.reader import load_run
 from ..record.writer import Earlier, Layout, Recorder
 from ..spec import Spec, load_plan
 from ..task import AnyTask
 from .build import build_task
-from .checkpoint import Checkpoint, find_checkpoint, fingerprint
+from .checkpoint import Checkpoint, count_threads, find_checkpoint, fingerprint
 from .earlier import is_resumable, status
 from .interruption import Interruption
 from .kept import Misfit
@@ -111,6 +112,7 @@ def _carry_out(
     spec: Spec, run_dir: Path, console: Console, checkpoint: Checkpoint | None
 ) -> ExitCode:
     """Run into `run_dir`, from the checkpoint on if there is one, and report."""
+    _check_place(spec, run_dir)
     with Interruption() as interruption:
         with Progress() as progress, _lasting():
             progress.working("loading data and model")
@@ -133,6 +135,22 @@ def _carry_out(
     return code
 
 
+def _check_place(spec: Spec, run_dir: Path) -> None:
+    """Refuse early, before anything is compiled, what could not be written later."""
+    try:
+        check_free(run_dir)
+    except DirectoryInUse as error:
+        raise _refused(run_dir, str(error)) from None
+    place = run_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    why = "" if os.access(place, os.W_OK) else "permission denied"
+    if not place.is_dir():
+        why = f"{place} is no directory" if place != run_dir.absolute() else ""  # is set aside
+    if why:
+        raise spec.error("output.dir", f"{run_dir} cannot be written: {why}")
+
+
 def _report(run_dir: Path, console: Console) -> None:
     from ..report import summarise, write_report  # draws: slow to import
 
@@ -152,6 +170,7 @@ def _recorder(spec: Spec, task: AnyTask, run_dir: Path, checkpoint: Checkpoint |
         "precision": spec.precision,
         "device": str(jax.devices()[0].device_kind),
         "platform": platform.platform(),
+        "threads": count_threads(),
     }
     layout = Layout(spec.to_yaml(), steps, weights_steps, attributes, build_axes(spec, task))
     try:
@@ -179,7 +198,10 @@ def _lasting(run_dir: Path | None = None) -> Iterator[None]:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        remedy = "memory.hvp_chunk: 1 and memory.microbatch take less, and so do fewer processes"
+        remedy = (
+            "memory.hvp_chunk: 1 and memory.microbatch take less, and so do fewer processes and, "
+            "with record.every, fewer rows"
+        )
         raise RunLost(f"out of memory ({one_line(error)}): {remedy}{kept}") from None
 
 

@@ -61,8 +61,11 @@ def _happened(facts: Facts) -> Iterator[str]:
 
 
 def _about_edges(facts: Facts) -> Iterator[str]:
+    ended = {halt.process for halt in facts.halts}
     for edge in facts.edges:
         name = _called(edge.process)
+        if edge.step is None and edge.process in ended:
+            continue  # what is told of its end says more
         if edge.step is None:
             yield f"The {name} did not reach the edge of stability."
             continue

@@ -30,7 +30,17 @@ COMPONENTS: dict[str, Registry] = {
 IN_PLACE_OF = "data", "model", "loss"
 """Sections that a `task` does without."""
 
-Count = Annotated[int, Ge(0)]
+
+def _fits(value: int) -> int:
+    if value > 2**31 - 1:
+        raise PydanticCustomError("worded", "must be at most 2147483647")
+    return value
+
+
+_Fits = AfterValidator(_fits)
+"""Compiled programs count in 32 bits."""
+Count = Annotated[int, Ge(0), _Fits]
+AtLeastOne = Annotated[int, Ge(1), _Fits]
 Positive = Annotated[float, Gt(0)]
 
 _DEFAULT = Settings()
@@ -83,7 +93,7 @@ class Eigen(Section):
 
     track_above: Positive = _DEFAULT.track_above
     """Track every eigenvalue above this."""
-    initial: Annotated[int, Ge(1)] = _DEFAULT.initial
+    initial: AtLeastOne = _DEFAULT.initial
     """Number of eigenvalues tracked from the start."""
     tol: Positive | None = None
     """Relative residual of critical eigenpairs; null: half of `flow.tol`, and with Euler's
@@ -101,7 +111,7 @@ class Flow(Section):
     """Error that adaptive steps may make, relative to the distance they move."""
     max_step: Annotated[float, AfterValidator(_power_of_two)] | None = None
     """Optimizer steps that an adaptive step takes at most, and a midstep always; null: 4, and 1."""
-    substeps: Annotated[int, Ge(1)] = _DEFAULT.substeps
+    substeps: AtLeastOne = _DEFAULT.substeps
     """Euler steps per optimizer step."""
     critical_above: Annotated[float, Gt(0), Le(2)] = _DEFAULT.critical_above
     """Eigenvalues above this may oscillate."""
@@ -128,13 +138,13 @@ class Stop(Section):
     diverged_above: Annotated[float, Gt(1)] | None = None
     """A process whose training loss is this many times that of the first row, or more, has
     diverged and ends; the run ends with the process that is checked. null: 10,000 times (10 where
-    the first loss is below 0.001), as a numerical stop; .inf: never."""
+    the first loss is below 0.001), as a numerical stop; 1e300: never."""
 
 
 class Record(Section):
     """What is written, and how often."""
 
-    every: Annotated[int, Ge(1)] = 1
+    every: AtLeastOne = 1
     """Steps between rows."""
     exact: bool = False
     """Central flows look at every optimizer step, at most one at a time; otherwise eigenvalues,
@@ -183,7 +193,7 @@ class Checkpoint(Section):
 
     every: Count | None = None
     """Steps between checkpoints; 0: only at the end; null: about every five minutes, and then."""
-    keep: Annotated[int, Ge(1)] = 2
+    keep: AtLeastOne = 2
     """Number of checkpoints kept, the newest."""
 
 
@@ -225,7 +235,7 @@ class Spec(Section):
     optimizer: Options
     processes: tuple[str, ...]
     """What is run side by side."""
-    steps: Annotated[int, Ge(1)]
+    steps: AtLeastOne
     """Number of recorded optimizer steps."""
     warm_start: Count = 0
     """Discrete steps before the processes start."""
