@@ -155,6 +155,14 @@ def test_a_changed_spec_is_refused_unless_told(killed, capsys):
     assert main([*arguments, "--changed"]) == 0
 
 
+def test_a_run_is_not_cut_short(killed, capsys):
+    run_dir = killed(9)
+    before = (run_dir / "data.h5").read_bytes()
+    assert main(["resume", str(run_dir), "--steps", "3"]) == 2
+    assert capsys.readouterr().err == "--set: steps: must be at least 8: so many are done\n"
+    assert (run_dir / "data.h5").read_bytes() == before
+
+
 def test_what_is_no_run_cannot_be_resumed(tmp_path, capsys):
     assert main(["resume", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"{tmp_path}: no run directory: it has no spec.yaml\n"
@@ -292,6 +300,20 @@ def test_a_full_disk_loses_nothing_that_was_written(writes, killed, whole, monke
     monkeypatch.undo()
     assert main(["resume", str(run_dir)]) == 0
     assert same(run_dir, whole / "runs" / "small")
+
+
+def test_a_directory_that_vanishes_is_written_anew(killed, monkeypatch, capsys):
+    def vanishing(*arguments):
+        yield next(chunks(*arguments))
+        shutil.rmtree(run_dir)
+
+    run_dir = killed(4)
+    monkeypatch.setattr(recording, "chunks", vanishing)
+    assert main(["resume", str(run_dir)]) == 4
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "No such file or directory" in line
+    data, attributes = contents(run_dir)
+    assert np.isfinite(data["discrete/train_loss"][:5]).all() and attributes["status"] == "failed"
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -118,7 +118,9 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _write(file: BinaryIO, checkpoint: Checkpoint) -> None:
-    about = asdict(checkpoint) | {"format": _FORMAT, "kept": _digest(checkpoint.kept)}
+    about = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}
+    about["stops"] = {name: asdict(stop) for name, stop in checkpoint.stops.items()}
+    about |= {"format": _FORMAT, "kept": _digest(checkpoint.kept)}
     arrays: dict[str, Any] = {_ABOUT: np.array(json.dumps(about)), **checkpoint.kept}
     np.savez(file, **arrays)
 

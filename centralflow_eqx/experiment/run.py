@@ -64,6 +64,9 @@ def resume_run(
     spec = load_plan(str(path), settings, user_code).specs[0]
     checkpoint = find_checkpoint(run_dir)
     if checkpoint is not None:
+        if spec.steps < checkpoint.step:
+            message = f"must be at least {checkpoint.step}: so many are done"
+            raise spec.error("steps", message)
         _check_same(spec, path, checkpoint, changed)
         trouble = _missing_rows(spec, run_dir, checkpoint)
         if not trouble:
@@ -192,6 +195,8 @@ def _lasting(run_dir: Path | None = None) -> Iterator[None]:
     kept = "" if run_dir is None else kept
     try:
         yield
+    except BrokenPipeError:  # who reads what is printed has seen enough
+        raise
     except OSError as error:
         where = error.filename or run_dir
         raise RunLost(f"{where and f'{where}: '}{error.strerror or error}{kept}") from None

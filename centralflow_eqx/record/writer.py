@@ -1,5 +1,6 @@
 """What a run leaves on disk: `spec.yaml`, `data.h5` and `metrics.jsonl` in a run directory."""
 
+import contextlib
 import json
 import platform
 import time
@@ -134,6 +135,8 @@ class Recorder:
                 if kind is not None and self._data.attributes["status"] == "running":
                     self.finish("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
                 self.publish()
+            elif not self.run_dir.exists():
+                self._rescue()
         finally:
             self._data.close()
             self._owner.__exit__()
@@ -193,6 +196,14 @@ class Recorder:
         """Bring rows to disk if it is time to."""
         pause = max(PUBLISH_SECONDS, self._cost / _PUBLISH_SHARE)
         if time.monotonic() - self._published >= pause:
+            self.publish()
+
+    def _rescue(self) -> None:
+        """Write what is in memory, all but older lines, in place of a directory that vanished."""
+        with contextlib.suppress(OSError):
+            self.run_dir.mkdir(parents=True)
+            self.finish("failed")
+            self._write_spec()
             self.publish()
 
     def _write_spec(self) -> None:
