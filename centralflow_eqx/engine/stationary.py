@@ -117,7 +117,9 @@ def solve_stationary(
         )
 
     def unfinished(now: _Iterate) -> Bool[Array, ""]:
-        return ~(now.change <= tol) & (now.iterations < _MOST_ITERATIONS)
+        # With too little room, or from what is no number, nothing comes of further iterations.
+        hopeless = tracker.overflows(now.pairs) | jnp.isnan(now.change)
+        return (now.change > tol) & (now.iterations < _MOST_ITERATIONS) & ~hopeless
 
     last = jax.lax.while_loop(unfinished, body, _start(guess, pairs))
     converged = last.change <= tol
