@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.data import AbstractData, Dataset, checked_dataset
-from centralflow_eqx.errors import ExitCode, OptionError
+from centralflow_eqx.errors import ExitCode, NumericalStop, OptionError
 from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.losses import MSE, AbstractLoss
 from centralflow_eqx.models import MLP, AbstractModel
@@ -324,3 +324,105 @@ def test_a_data_set_is_usable_or_refused_in_words(parts):
     if not dataset.is_regression:
         assert 0 <= dataset.train_labels.max() < dataset.classes
         assert dataset.train_labels.min() >= (0 if dataset.train_labels.ndim == 1 else -1)
+
+
+def broken(x):
+    raise RuntimeError("this is\nhow it is")
+
+
+# What a model or a loss may do to what would have been right.
+SLIPS = {
+    "nothing": lambda x: x,
+    "scalar": jnp.sum,
+    "number": lambda x: 3.0,
+    "first": lambda x: x[0],
+    "longer": lambda x: jnp.concatenate([x, x]),
+    "axis_more": lambda x: x[..., None],
+    "axis_first": lambda x: x[None],
+    "empty": lambda x: x[:0],
+    "tuple": lambda x: (x,),
+    "mapping": lambda x: {"x": x},
+    "none": lambda x: None,
+    "text": lambda x: "x",
+    "integers": lambda x: x.astype(int),
+    "booleans": lambda x: x > 0,
+    "half": lambda x: x.astype(jnp.float16),
+    "complex": lambda x: x.astype(complex),
+    "numpy": lambda x: np.asarray(x),
+    "nan": lambda x: x * jnp.nan,
+    "infinite": lambda x: x / 0.0,
+    "constant": lambda x: jnp.zeros_like(x),
+    "raises": broken,
+    "python_branch": lambda x: x if x.sum() > 0 else -x,
+    "wrong_call": lambda x: jnp.dot(x, jnp.ones(1234)),
+}
+WEIGHTS = {
+    "single": lambda w: w,
+    "half": lambda w: w.astype(jnp.float16),
+    "complex": lambda w: w.astype(complex),
+    "integers": lambda w: w.astype(int),
+    "empty": lambda w: w[:0],
+    "nan": lambda w: w * jnp.nan,
+    "none": lambda w: None,
+    "text": lambda w: "w",
+}
+
+
+class Slipping(eqx.Module):
+    """A linear model, but for what it does to its outputs."""
+
+    weight: object
+    slip: str = eqx.field(static=True)
+
+    def __call__(self, x):
+        return SLIPS[self.slip](self.weight @ x)
+
+
+class SlippingModel(AbstractModel):
+    slip: str
+    weights: str
+
+    def build(self, interface, key):
+        w = jax.random.normal(key, (interface.outputs, *interface.shape))
+        return Slipping(WEIGHTS[self.weights](w), self.slip)
+
+
+class SlippingLoss(AbstractLoss):
+    slip: str
+
+    def each(self, outputs, answers):
+        squares = jnp.sum((outputs - answers.reshape(len(answers), -1)) ** 2, axis=-1)
+        return SLIPS[self.slip](squares)
+
+
+class Points(AbstractData):
+    def load(self, seed):
+        inputs = np.random.default_rng(seed).normal(size=(6, 2))
+        return Dataset(inputs, train_targets=inputs[:, 0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.one_of(
+        st.tuples(st.sampled_from([*SLIPS]), st.just("nothing"), st.just("single")),
+        st.tuples(st.just("nothing"), st.sampled_from([*SLIPS]), st.just("single")),
+        st.tuples(*(st.sampled_from([*x]) for x in (SLIPS, SLIPS, WEIGHTS))),
+    )
+)
+def test_a_model_and_a_loss_are_usable_or_refused_in_words(slips):
+    model, loss, weights = slips
+    try:
+        task = make_task(Points(), SlippingModel(model, weights), SlippingLoss(loss))
+    except ValueError as error:
+        assert str(error) and "\n" not in str(error)
+        return
+    w = task.initial_weights
+    try:
+        rows = list(simulate(task, GD(0.1), w, processes=("discrete",), steps=2))
+    except NumericalStop as stop:
+        assert "not finite" in stop.reason and {"nan", "infinite"} & set(slips)
+        return
+    except ValueError as error:
+        assert "finite" in str(error) and {"nan", "infinite"} & set(slips)
+        return
+    assert np.isfinite([row.series["discrete"]["train_loss"] for row in rows]).all()
