@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from . import __version__
 from .errors import ExitCode, InputError, Location, Problem, exit_code
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .spec import Plan
     from .sweep import Backend
 
@@ -84,6 +87,12 @@ def _keep_programs(args: argparse.Namespace) -> None:
         keep_programs()
 
 
+def _console() -> "Console":
+    from .experiment.progress import Listened
+
+    return Listened()
+
+
 def _load(args: argparse.Namespace) -> "Plan":
     from .spec import load_plan
 
@@ -93,8 +102,6 @@ def _load(args: argparse.Namespace) -> "Plan":
 def _run(args: argparse.Namespace) -> int:
     _keep_programs(args)
     plan = _load(args)
-    from rich.console import Console
-
     if args.end_with_stdin:
         from .sweep import end_with_stdin
 
@@ -102,20 +109,18 @@ def _run(args: argparse.Namespace) -> int:
     if plan.folder is None:
         from .experiment.run import run_spec
 
-        return int(run_spec(plan.specs[0], Console(), args.anew))
+        return int(run_spec(plan.specs[0], _console(), anew=args.anew, resume=args.resume))
     from .experiment.build import check
     from .sweep import conduct, in_this_process
 
     check(plan.specs)
-    console = Console()
+    console = _console()
     go_on = "`sweep` with the same spec and settings runs the others"
     return conduct(plan, plan.specs, in_this_process(console), console, go_on)
 
 
 def _resume(args: argparse.Namespace) -> int:
     _keep_programs(args)
-    from rich.console import Console
-
     from .experiment.run import resume_run
 
     if args.end_with_stdin:
@@ -125,7 +130,7 @@ def _resume(args: argparse.Namespace) -> int:
     steps = [] if args.steps is None else [f"steps={args.steps}"]
     return resume_run(
         args.run_dir,
-        Console(),
+        _console(),
         settings=args.set + steps,
         changed=args.changed,
         user_code=args.user_code,
@@ -149,12 +154,13 @@ def _sweep(args: argparse.Namespace) -> int:
         return ExitCode.DONE
     backend, go_on = _backend(args, plan.folder)
     import jax
-    from rich.console import Console
 
+    # A time limit ends the members as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # This process only checks and reports; a GPU's memory is for those that run the members.
     jax.config.update("jax_platforms", "cpu")
     check(missing)
-    return conduct(plan, missing, backend, Console(), go_on)
+    return conduct(plan, missing, backend, _console(), go_on)
 
 
 def _backend(args: argparse.Namespace, folder: Path) -> "tuple[Backend, str]":
@@ -311,6 +317,12 @@ def _add_commands_with_spec(add: Callable[..., argparse.ArgumentParser]) -> None
     )
     run.add_argument(
         "--anew", action="store_true", help="start over, beside an unfinished run of the same spec"
+    )
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an unfinished run of the same spec, if there is one, as `resume` does: for "
+        "jobs that are started again",
     )
     resume = _add_resume(add)
     sweep = add(

@@ -397,7 +397,7 @@ def run_with(folder, monkeypatch, capsys):
 def test_run_gets_the_spec_and_its_code_is_the_exit_code(run_with):
     seen = []
 
-    def run_spec(spec, console, anew):
+    def run_spec(spec, console, anew, resume):
         seen.append(spec.steps)
         return ExitCode.NUMERICAL_STOP
 
@@ -406,7 +406,7 @@ def test_run_gets_the_spec_and_its_code_is_the_exit_code(run_with):
 
 
 def test_bad_input_found_during_a_run(run_with):
-    def run_spec(spec, console, anew):
+    def run_spec(spec, console, anew, resume):
         raise spec.error("optimizer.lr", "too large")
 
     code, captured = run_with(run_spec)
@@ -414,7 +414,7 @@ def test_bad_input_found_during_a_run(run_with):
 
 
 def test_an_interrupt_is_code_4(run_with):
-    def run_spec(spec, console, anew):
+    def run_spec(spec, console, anew, resume):
         raise KeyboardInterrupt
 
     code, captured = run_with(run_spec)
@@ -422,7 +422,7 @@ def test_an_interrupt_is_code_4(run_with):
 
 
 def test_a_bug_shows_its_traceback(run_with):
-    def run_spec(spec, console, anew):
+    def run_spec(spec, console, anew, resume):
         raise RuntimeError("boom")
 
     code, captured = run_with(run_spec)

@@ -1,5 +1,6 @@
 """Runs that are interrupted, killed or extended, and what their directories have then."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -15,7 +16,7 @@ from _runs import contents
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.errors import ExitCode
-from centralflow_eqx.experiment import drive, recording
+from centralflow_eqx.experiment import checkpoint, drive, recording
 from centralflow_eqx.experiment.checkpoint import find_checkpoint
 from centralflow_eqx.experiment.drive import chunks
 from centralflow_eqx.experiment.earlier import is_done, is_resumable
@@ -147,8 +148,9 @@ def test_a_changed_spec_is_refused_unless_told(killed, capsys):
     arguments = ["resume", str(run_dir), "--set", "optimizer.lr=0.05"]
     assert main(arguments) == 2
     assert "is not the spec of the run so far" in capsys.readouterr().err
-    assert main(["resume", str(run_dir), "--set", "precision=float32"]) == 2
-    assert "cannot be changed" in capsys.readouterr().err
+    for other in ("precision=float32", "record.every=2"):
+        assert main(["resume", str(run_dir), "--changed", "--set", other]) == 2
+        assert "cannot be changed" in capsys.readouterr().err
     assert main(["resume", str(run_dir), "--changed", "--set", "model.widths=[5]"]) == 2
     assert "its checkpoint is of another spec" in capsys.readouterr().err
     assert (run_dir / "data.h5").read_bytes() == before
@@ -194,11 +196,49 @@ def test_without_its_rows_a_run_begins_anew_and_loses_nothing(how, killed, monke
     begun = []
     monkeypatch.setattr(
         "centralflow_eqx.experiment.run._carry_out",
-        lambda spec, run_dir, console, checkpoint: begun.append(checkpoint) or ExitCode.DONE,
+        lambda spec, run_dir, console, checkpoint, changed=False: (
+            begun.append(checkpoint) or ExitCode.DONE
+        ),
     )
     assert main(["resume", str(run_dir)]) == 0
     told = capsys.readouterr().err
     assert begun == [None] and "starting from its first step" in told and "data.h5" in told
+
+
+def test_other_data_are_noticed(killed, capsys):
+    run_dir = killed(4)
+    path = run_dir / "checkpoints" / "step_000000004.npz"
+    found = find_checkpoint(run_dir)
+    made = {**found.made, "data": "other"}
+    checkpoints = checkpoint.Checkpoints(run_dir, 0, 2)
+    checkpoints.save(dataclasses.replace(found, made=made))
+    assert path.exists()
+    assert main(["resume", str(run_dir)]) == 2
+    assert "data or initial weights are not those of the run so far" in capsys.readouterr().err
+
+
+def test_damaged_checkpoints_do_not_displace_good_ones(killed):
+    run_dir = killed(9)
+    folder = run_dir / "checkpoints"
+    (folder / "step_000000099.npz").write_bytes(b"PK")
+    (folder / ".step_000000012.npz.part").write_bytes(b"PK")
+    found = find_checkpoint(run_dir)
+    checkpoint.Checkpoints(run_dir, 0, 2).save(dataclasses.replace(found, step=12))
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["step_000000008.npz", "step_000000012.npz"]
+
+
+def test_a_run_whose_processes_have_ended_stays_as_it_is(killed, capsys):
+    arguments = ["--set", "optimizer={type: gd, lr: 60}", "--set", "steps=400"]
+    arguments += ["--set", "processes=[discrete]", "--set", "model.activation=softplus"]
+    killed(4)
+    assert main(["run", "spec.yaml", *arguments, "--set", "name=lost"]) == 3
+    run_dir = load_spec("spec.yaml", ["name=lost"]).run_dir
+    before = contents(run_dir)[0]
+    assert main(["resume", str(run_dir)]) == 3
+    assert "starting from its first step" not in capsys.readouterr().err
+    for name, values in contents(run_dir)[0].items():
+        np.testing.assert_array_equal(values, before[name], err_msg=name)
 
 
 def test_flipped_bits_never_go_unseen(killed, tmp_path):
@@ -228,7 +268,8 @@ def test_run_does_not_displace_an_unfinished_run(killed, capsys):
     assert main(["run", "spec.yaml"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("spec.yaml:1: name: ") and f"`resume {run_dir}` goes on" in told
-    assert run_arguments(spec, user_code=False) == ["resume", str(run_dir), "--no-user-code"]
+    # a sweep starts its members so that they go on
+    assert run_arguments(spec, user_code=False)[0::2] == ["run", "--resume"]
     # of another spec it is none
     assert not is_resumable(load_spec("spec.yaml", ["seed=7"]))
     assert main(["run", "spec.yaml", "--anew", "--set", "processes=[discrete]"]) == 0
@@ -295,7 +336,7 @@ def test_a_full_disk_loses_nothing_that_was_written(writes, killed, whole, monke
     assert main(["resume", str(run_dir)]) == 4
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(str(run_dir)) and "No space left on device" in line
-    assert f"`resume {run_dir}` goes on from there" in line
+    assert line.endswith(f"`resume {run_dir}` goes on")
     assert np.isfinite(contents(run_dir)[0]["discrete/train_loss"][:4]).all()
     monkeypatch.undo()
     assert main(["resume", str(run_dir)]) == 0

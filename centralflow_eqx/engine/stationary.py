@@ -117,9 +117,8 @@ def solve_stationary(
         )
 
     def unfinished(now: _Iterate) -> Bool[Array, ""]:
-        # With too little room, or from what is no number, nothing comes of further iterations.
-        hopeless = tracker.overflows(now.pairs) | jnp.isnan(now.change)
-        return (now.change > tol) & (now.iterations < _MOST_ITERATIONS) & ~hopeless
+        # From what is no number nothing comes of further iterations.
+        return (now.change > tol) & (now.iterations < _MOST_ITERATIONS)
 
     last = jax.lax.while_loop(unfinished, body, _start(guess, pairs))
     converged = last.change <= tol

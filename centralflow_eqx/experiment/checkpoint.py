@@ -10,21 +10,26 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import equinox as eqx
 import jax
 import numpy as np
 
-from ..errors import one_line
 from ..record.files import write_whole
 from ..record.quantities import versions
 from ..spec import Spec
+from ..task import AnyTask
 from .kept import Kept
 
 FOLDER = "checkpoints"
 _FORMAT = 1
 _ABOUT = "about"
 _EVERY_SECONDS = 300.0
-_ROWS_STAND = "name", "steps", "stop", "checkpoint", "output", "sweep"
-"""Sections of a spec that change no row of a run."""
+_ROWS_STAND = "name", "steps", "stop", "checkpoint", "output", "sweep", "record"
+"""Sections of a spec that change no row of a run; what is recorded is a matter of its own."""
+
+
+class _Unusable(ValueError):
+    """A checkpoint that is none any more."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,16 @@ def count_threads() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def fingerprint(spec: Spec) -> dict[str, str]:
-    """What a run's rows depend on: the spec, versions, precision and device."""
-    content = spec.model_dump(mode="json", exclude=set(_ROWS_STAND))
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def fingerprint(spec: Spec, task: AnyTask) -> dict[str, str]:
+    """What a run's rows depend on: spec, data and initial weights, versions, device."""
+    # without what is left at its default: a later version may know more keys
+    content = spec.model_dump(mode="json", exclude=set(_ROWS_STAND), exclude_defaults=True)
+    record = spec.record.model_dump(mode="json", exclude_defaults=True)
+    arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(task)) if eqx.is_array(x)}
     return {
-        "spec": digest,
+        "spec": _hash_of(content),
+        "record": _hash_of(record),
+        "data": _digest(arrays),
         "precision": spec.precision,
         "device": str(jax.devices()[0].device_kind),
         "threads": str(count_threads()),
@@ -93,8 +102,11 @@ class Checkpoints:
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"step_{checkpoint.step:09d}.npz"
         write_whole(path, lambda file: _write(file, checkpoint))
-        for old in _newest_first(self._folder)[self._keep :]:
-            old.unlink()
+        # Those of later steps are damaged, or of a way that was not taken.
+        own = [p for p in _newest_first(self._folder) if p.name <= path.name]
+        leftovers = set(self._folder.glob(".*.part")) | set(_newest_first(self._folder)) - set(own)
+        for old in [*own[self._keep :], *leftovers]:
+            old.unlink(missing_ok=True)
         self._last = time.monotonic()
 
 
@@ -104,7 +116,8 @@ def find_checkpoint(run_dir: Path) -> Checkpoint | None:
         try:
             return _read(path)
         except Exception as error:  # a damaged archive raises many kinds of them
-            warnings.warn(f"{path} cannot be used: {one_line(error)}", stacklevel=2)
+            why = str(error) if isinstance(error, _Unusable) else type(error).__name__
+            warnings.warn(f"{path} cannot be used ({why})", stacklevel=2)
     return None
 
 
@@ -114,7 +127,10 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*.npz"), reverse=True)
+    try:
+        return sorted(folder.glob("step_*.npz"), reverse=True)
+    except OSError:  # nothing that can be read
+        return []
 
 
 def _write(file: BinaryIO, checkpoint: Checkpoint) -> None:
@@ -129,12 +145,16 @@ def _read(path: Path) -> Checkpoint:
     with np.load(path, allow_pickle=False) as archive:
         about = json.loads(str(archive[_ABOUT]))
         if about.pop("format") != _FORMAT:
-            raise ValueError("it was written by another version of centralflow_eqx")
+            raise _Unusable("written in another format, by another version of this package")
         kept = {name: archive[name] for name in archive.files if name != _ABOUT}
     if about["kept"] != _digest(kept):
-        raise ValueError("its content has changed since it was written")
+        raise _Unusable("its content has changed since it was written")
     stops = {name: Stopped(**stop) for name, stop in about["stops"].items()}
     return Checkpoint(**about | {"kept": kept, "stops": stops})
+
+
+def _hash_of(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(kept: Kept) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import h5py
 
 from ..errors import InputError
+from ..record.files import is_intact
 from ..spec import Spec
 from ..spec.document import parse
 from .checkpoint import has_checkpoint
@@ -44,8 +45,9 @@ def read_mapping(path: Path) -> dict[str, Any] | None:
 
 def status(run_dir: Path) -> str | None:
     """How the run ended; None if its data cannot be read."""
+    path = run_dir / "data.h5"
     try:
-        with h5py.File(run_dir / "data.h5", "r", locking=False) as file:
-            return str(file.attrs["status"])
+        with h5py.File(path, "r", locking=False) as file:
+            return str(file.attrs["status"]) if is_intact(path) else None
     except (OSError, KeyError):
         return None

@@ -1,5 +1,6 @@
 """Being asked to end, by Ctrl-C or a cluster's time limit."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -55,5 +56,6 @@ class Interruption:
             if self._asked.is_set():
                 os._exit(ExitCode.INTERRUPTED)  # files are whole at any time
             self._asked.set()
-            print("interrupted: ending soon, another signal ends at once", file=sys.stderr)
+            with contextlib.suppress(OSError):  # nobody may listen any more
+                print("interrupted: ending soon, another signal ends at once", file=sys.stderr)
         os.close(self._read)

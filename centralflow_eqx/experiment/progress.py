@@ -54,6 +54,14 @@ def _number(value: float, format_: str) -> str:
     return format(value, format_) if math.isfinite(value) else "-"
 
 
+class Listened(Console):
+    """A console that falls silent when its reader has gone: whoever writes has more to do."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, whose own way ends the process."""
+        self.quiet = True
+
+
 class Progress:
     """Shows the progress of a run on `stream` (standard error by default).
 
@@ -68,7 +76,7 @@ class Progress:
         interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._console = Console(file=stream or sys.stderr, highlight=False)
+        self._console = Listened(file=stream or sys.stderr, highlight=False)
         self._rate = Rate(clock)
         self._clock = clock
         self._interval = interval

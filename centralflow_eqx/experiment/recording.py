@@ -12,7 +12,7 @@ from ..record.numerics import NUMERICS, WORDS
 from ..record.row import Halt, Row
 from ..record.writer import Recorder
 from ..spec import Spec
-from .checkpoint import Checkpoint, Checkpoints, Stopped, fingerprint
+from .checkpoint import Checkpoint, Checkpoints, Stopped
 from .drive import chunks
 from .goals import GoalWatch
 from .interruption import Interruption
@@ -44,15 +44,17 @@ class Recording:
         spec: Spec,
         recorder: Recorder,
         progress: Progress,
+        made: Mapping[str, str],
         earlier: Checkpoint | None = None,
     ):
+        """`made` is the `fingerprint` of the run, `earlier` the checkpoint that it goes on from."""
         self._spec, self._recorder, self._progress = spec, recorder, progress
         self._earlier = earlier
         self._goals = GoalWatch(spec.stop, spec.processes, earlier and earlier.first_loss)
         self._checkpoints = Checkpoints(
             recorder.run_dir, spec.checkpoint.every, spec.checkpoint.keep
         )
-        self._made = fingerprint(spec)
+        self._made = made
         self._told = NUMERICS(0)
         self._begun = time.monotonic() - (earlier.wall_seconds if earlier else 0.0)
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -18,7 +18,13 @@ from ..record.writer import Earlier, Layout, Recorder
 from ..spec import Spec, load_plan
 from ..task import AnyTask
 from .build import build_task
-from .checkpoint import Checkpoint, count_threads, find_checkpoint, fingerprint
+from .checkpoint import (
+    Checkpoint,
+    count_threads,
+    find_checkpoint,
+    fingerprint,
+    has_checkpoint,
+)
 from .earlier import is_resumable, status
 from .interruption import Interruption
 from .kept import Misfit
@@ -27,16 +33,21 @@ from .prepare import build_axes, prepare
 from .progress import Progress
 from .recording import Recording
 
+_OWN_WORDS = "spec", "record", "data"
 
-def run_spec(spec: Spec, console: Console, anew: bool = False) -> ExitCode:
+
+def run_spec(spec: Spec, console: Console, *, anew: bool = False, resume: bool = False) -> ExitCode:
     """Run `spec` into its run directory and print a summary on `console`.
 
     An earlier run there is set aside. Raises `InputError` before anything is written, also for one
-    of this very spec that can be gone on with, unless it is to be run `anew`. A numerical stop or
-    an interruption keeps the rows recorded so far, reports them, and is told by the exit code;
-    `RunLost` is raised for what keeps a run from going on.
+    of this very spec that can be gone on with, unless it is to be run `anew`; with `resume` it is
+    gone on with. A numerical stop or an interruption keeps the rows recorded so far, reports them,
+    and is told by the exit code; `RunLost` is raised for what keeps a run from going on.
     """
+    _check_place(spec, spec.run_dir)
     if not anew and is_resumable(spec):
+        if resume:
+            return _go_on(spec, spec.run_dir, console)
         message = (
             f"{spec.run_dir} has an unfinished run of this spec: `resume {spec.run_dir}` goes on "
             f"with it, `run --anew` keeps it as it is and starts over"
@@ -59,40 +70,50 @@ def resume_run(
     is refused unless `changed` says that it may be. Otherwise as `run_spec`.
     """
     path = run_dir / "spec.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise _refused(run_dir, "no run directory: it has no spec.yaml")
     spec = load_plan(str(path), settings, user_code).specs[0]
+    _check_place(spec, run_dir)
+    return _go_on(spec, run_dir, console, changed)
+
+
+def _go_on(spec: Spec, run_dir: Path, console: Console, changed: bool = False) -> ExitCode:
+    """Go on with the run in `run_dir`, or start over where that is not possible."""
     checkpoint = find_checkpoint(run_dir)
     if checkpoint is not None:
         if spec.steps < checkpoint.step:
             message = f"must be at least {checkpoint.step}: so many are done"
             raise spec.error("steps", message)
-        _check_same(spec, path, checkpoint, changed)
         trouble = _missing_rows(spec, run_dir, checkpoint)
+        if not trouble and checkpoint.step >= spec.steps and status(run_dir) == "done":
+            told = f"{run_dir} has all of its {spec.steps} steps; --steps N adds some"
+            console.print(told, soft_wrap=True, markup=False, highlight=False)
+            if not (run_dir / "report.html").exists():
+                _report(run_dir, console)
+            return ExitCode.DONE
         if not trouble:
-            if checkpoint.step >= spec.steps and status(run_dir) == "done":
-                told = f"{run_dir} has all of its {spec.steps} steps; --steps N adds some"
-                console.print(told, soft_wrap=True, markup=False, highlight=False)
-                return ExitCode.DONE
-            return _carry_out(spec, run_dir, console, checkpoint)
+            return _carry_out(spec, run_dir, console, checkpoint, changed)
         warnings.warn(trouble, stacklevel=2)
     warnings.warn(f"no usable checkpoint in {run_dir}: starting from its first step", stacklevel=2)
     return _carry_out(spec, run_dir, console, None)
 
 
-def _check_same(spec: Spec, path: Path, checkpoint: Checkpoint, changed: bool) -> None:
-    """Refuse a spec that is not the checkpoint's; warn where rows might differ all the same."""
-    made, now = checkpoint.made, fingerprint(spec)
+def _check_same(
+    spec: Spec, path: Path, made: Mapping[str, str], now: Mapping[str, str], changed: bool
+) -> None:
+    """Refuse a spec or data that are not the checkpoint's; warn where rows may differ anyway."""
     if made["precision"] != now["precision"]:
         message = f"the run so far is in {made['precision']}, which cannot be changed"
         raise spec.error("precision", message)
+    if made["record"] != now["record"]:
+        raise spec.error("record", "what is recorded cannot be changed: the run so far has other")
+    remedy = "undo the change, or go on all the same with --changed"
     if made["spec"] != now["spec"] and not changed:
-        message = (
-            "is not the spec of the run so far: undo the change, or go on all the same with "
-            "--changed"
-        )
+        raise _refused(path, f"is not the spec of the run so far: {remedy}")
+    if made["data"] != now["data"] and not changed:
+        message = f"data or initial weights are not those of the run so far: {remedy}"
         raise _refused(path, message)
-    others = [key for key in now if key != "spec" and made.get(key) != now[key]]
+    others = [key for key in now if key not in _OWN_WORDS and made.get(key) != now[key]]
     if others:
         told = ", ".join(f"{key} {made.get(key, 'unknown')}, now {now[key]}" for key in others)
         message = f"the run so far was computed with {told}: the rows to come may differ slightly"
@@ -106,20 +127,28 @@ def _missing_rows(spec: Spec, run_dir: Path, checkpoint: Checkpoint) -> str:
     except InputError as error:
         return str(error)
     rows = -(-checkpoint.step // spec.record.every)
+    if set(spec.processes) <= checkpoint.stops.keys():  # then there are no more
+        rows = min(rows, max(stop.row for stop in checkpoint.stops.values()))
     if len(recorded) < rows or not recorded[:rows].all():
         return f"{run_dir / 'data.h5'} lacks rows before step {checkpoint.step}"
     return ""
 
 
 def _carry_out(
-    spec: Spec, run_dir: Path, console: Console, checkpoint: Checkpoint | None
+    spec: Spec,
+    run_dir: Path,
+    console: Console,
+    checkpoint: Checkpoint | None,
+    changed: bool = False,
 ) -> ExitCode:
     """Run into `run_dir`, from the checkpoint on if there is one, and report."""
-    _check_place(spec, run_dir)
     with Interruption() as interruption:
         with Progress() as progress, _lasting():
             progress.working("loading data and model")
             task = build_task(spec)
+            made = fingerprint(spec, task)
+            if checkpoint is not None:
+                _check_same(spec, run_dir / "spec.yaml", checkpoint.made, made, changed)
             _warn_of_memory(spec, task)
             kept = None if checkpoint is None else checkpoint.kept
             try:
@@ -130,7 +159,7 @@ def _carry_out(
             with _lasting(run_dir), recorder:
                 if recorder.backup is not None:
                     console.print(f"the earlier run is kept in {recorder.backup}", soft_wrap=True)
-                recording = Recording(spec, recorder, progress, checkpoint)
+                recording = Recording(spec, recorder, progress, made, checkpoint)
                 code = recording.record(experiment, state, interruption)
             progress.working("writing the report")
         with _lasting(run_dir):
@@ -145,10 +174,10 @@ def _check_place(spec: Spec, run_dir: Path) -> None:
     except DirectoryInUse as error:
         raise _refused(run_dir, str(error)) from None
     place = run_dir.absolute()
-    while not place.exists():
+    while not os.path.exists(place):
         place = place.parent
     why = "" if os.access(place, os.W_OK) else "permission denied"
-    if not place.is_dir():
+    if not os.path.isdir(place):
         why = f"{place} is no directory" if place != run_dir.absolute() else ""  # is set aside
     if why:
         raise spec.error("output.dir", f"{run_dir} cannot be written: {why}")
@@ -191,15 +220,14 @@ def _recorder(spec: Spec, task: AnyTask, run_dir: Path, checkpoint: Checkpoint |
 @contextlib.contextmanager
 def _lasting(run_dir: Path | None = None) -> Iterator[None]:
     """Turns what keeps a run from going on, its own fault or not, into a `RunLost`."""
-    kept = f"; what was recorded is in {run_dir}: `resume {run_dir}` goes on from there"
-    kept = "" if run_dir is None else kept
     try:
         yield
     except BrokenPipeError:  # who reads what is printed has seen enough
         raise
     except OSError as error:
         where = error.filename or run_dir
-        raise RunLost(f"{where and f'{where}: '}{error.strerror or error}{kept}") from None
+        what = f"{where and f'{where}: '}{error.strerror or error}"
+        raise RunLost(what + _what_is_kept(run_dir)) from None
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -207,7 +235,15 @@ def _lasting(run_dir: Path | None = None) -> Iterator[None]:
             "memory.hvp_chunk: 1 and memory.microbatch take less, and so do fewer processes and, "
             "with record.every, fewer rows"
         )
-        raise RunLost(f"out of memory ({one_line(error)}): {remedy}{kept}") from None
+        what = f"out of memory ({one_line(error)}): {remedy}"
+        raise RunLost(what + _what_is_kept(run_dir)) from None
+
+
+def _what_is_kept(run_dir: Path | None) -> str:
+    if run_dir is None or not (run_dir / "data.h5").exists():
+        return ""
+    kept = f"; what was recorded is in {run_dir}"
+    return kept + (f": `resume {run_dir}` goes on" if has_checkpoint(run_dir) else "")
 
 
 def _refused(place: Path, message: str) -> InputError:

@@ -1,5 +1,6 @@
 """The content of `data.h5`, in memory: what grows while a run goes on, and what it looks like."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -7,11 +8,12 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int
 
-from ._hdf5 import dataset, sealed
+from ._hdf5 import dataset
 from .quantities import ZERO_PADDED, axis, quantity
 
 _CHUNK_ROWS = 1024
 _BLOCK_BYTES = 2**20
+_NAMES = itertools.count()
 
 
 def _missing(dtype: np.dtype) -> float:
@@ -90,9 +92,9 @@ class DataFile:
         attributes: Mapping[str, Any],
         axes: Mapping[str, Int[np.ndarray, " n"]],
     ):
-        # The oldest format that can be read everywhere. The name is nobody's: nothing is on disk.
+        # The oldest format that can be read everywhere. Nothing is on disk by this name.
         self._file = h5py.File(
-            "data.h5",
+            f"data-{next(_NAMES)}.h5",
             "w",
             driver="core",
             backing_store=False,
@@ -113,7 +115,7 @@ class DataFile:
         for series in self._series.values():
             series.save()
         self._file.flush()
-        return sealed(self._file.id.get_file_image())
+        return self._file.id.get_file_image()
 
     def close(self) -> None:
         """Free its memory."""

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from ..errors import InputError, Location, Problem, one_line, visible
 from ..spec.document import parse
-from ._hdf5 import dataset, is_intact
+from ._hdf5 import dataset
+from .files import is_intact
 
 _DEFAULT_SMOOTHING = 15.0
 FLOWS = ("central", "stationary", "ablated")

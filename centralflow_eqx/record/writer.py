@@ -4,6 +4,7 @@ import contextlib
 import json
 import platform
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from ._data_file import DataFile
-from .files import set_aside, write_whole
+from .files import set_aside, write_sealed, write_whole
 from .owner import Owner, check_free
 from .quantities import versions
 from .reader import opened
@@ -91,10 +92,14 @@ class Recorder:
         backup = set_aside(run_dir)
         run_dir.mkdir(parents=True)
         owner = Owner(run_dir).__enter__()
-        recorder = cls(run_dir, backup, layout, owner)
-        recorder._write_spec()
-        (run_dir / "metrics.jsonl").write_bytes(b"")
-        recorder.publish()
+        try:
+            recorder = cls(run_dir, backup, layout, owner)
+            recorder._write_spec()
+            (run_dir / "metrics.jsonl").write_bytes(b"")
+            recorder.publish()
+        except BaseException:
+            owner.__exit__()
+            raise
         return recorder
 
     @classmethod
@@ -184,7 +189,7 @@ class Recorder:
         if not self._owner.holds():
             raise OSError(f"{self.run_dir} has been taken by another process")
         image = self._data.image()
-        write_whole(self.run_dir / "data.h5", lambda file: file.write(image))
+        write_whole(self.run_dir / "data.h5", lambda file: write_sealed(file, image))
         if self._lines:
             with (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write("".join(self._lines))
@@ -214,8 +219,10 @@ class Recorder:
         """Forget the lines of `metrics.jsonl` from `step` on, and one that was cut off."""
         path = self.run_dir / "metrics.jsonl"
         found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        kept = b"".join(line for line in found if _step_of(line) < step)
-        write_whole(path, lambda file: file.write(kept))
+        kept = [line for line in found if _step_of(line) < step]
+        if len({_step_of(line) for line in kept}) < np.sum(self._layout.steps < step):
+            warnings.warn(f"{path} lacks rows; data.h5 has them", stacklevel=3)
+        write_whole(path, lambda file: file.writelines(kept))
 
 
 def _step_of(line: bytes) -> float:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,14 +111,29 @@ def _unfinished(cluster: str, folder: Path) -> dict[str, Any]:
 
 def _submit(executor: Any, arguments: list[list[str]]) -> list[Any]:
     try:
-        return executor.map_array(_run, arguments)
+        return executor.map_array(_Command(), arguments)
     except Exception as error:  # what sbatch refuses, such as an unknown partition
         raise InputError([Problem(Location("--slurm"), "", one_line(error))]) from None
 
 
-def _run(arguments: list[str]) -> int:
-    """A job: one command of ours."""
-    return subprocess.run([sys.executable, "-m", "centralflow_eqx", *arguments]).returncode
+class _Command:
+    """A job: one command of ours, that ends well before a time limit, and is started again."""
+
+    _process: subprocess.Popen | None = None
+
+    def __call__(self, arguments: list[str]) -> int:
+        command = [sys.executable, "-m", "centralflow_eqx", *arguments]
+        self._process = subprocess.Popen(command)
+        return self._process.wait()
+
+    def checkpoint(self, arguments: list[str]) -> Any:
+        """What submitit calls before the time limit, and the job that it queues instead."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGINT)
+            # Not by `wait`, in whose lock the handler of the signal that led here may stand.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return _submitit().helpers.DelayedSubmission(self, arguments)
 
 
 def _code(job: Any) -> int:

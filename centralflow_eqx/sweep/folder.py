@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError, Location, Problem
-from ..experiment.earlier import is_resumable, read_mapping
+from ..experiment.earlier import read_mapping
 from ..record.files import set_aside
 from ..spec import Plan, Spec
 from ..spec.document import dump
@@ -38,11 +38,9 @@ def run_arguments(member: Spec, user_code: bool) -> list[str]:
     One that was interrupted goes on from its last checkpoint.
     """
     flags = [] if user_code else ["--no-user-code"]
-    if is_resumable(member):
-        return ["resume", str(member.run_dir), *flags]
     path = beside(member, "yaml")
     path.write_text(member.to_yaml(), encoding="utf-8")
-    return ["run", str(path), *flags]
+    return ["run", str(path), "--resume", *flags]
 
 
 def is_run(path: Path) -> bool:

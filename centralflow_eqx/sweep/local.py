@@ -1,6 +1,5 @@
 """Members on this machine: in this process, or in worker processes."""
 
-import functools
 import os
 import signal
 import subprocess
@@ -31,8 +30,15 @@ def in_this_process(console: Console) -> Backend:
 
         for member in members:
             yield Event(member)
-            code = exit_code(functools.partial(run_spec, member, console, anew=True))
-            if code == ExitCode.INTERRUPTED:
+            asked: list[bool] = []
+
+            def run_it(member: Spec = member, asked: list[bool] = asked) -> int:
+                code = run_spec(member, console, anew=True)
+                asked.append(code == ExitCode.INTERRUPTED)
+                return code
+
+            code = exit_code(run_it)
+            if any(asked):  # by a signal, not by what keeps this member alone from going on
                 raise KeyboardInterrupt
             jax.clear_caches()  # compiled programs of many members would fill the memory
             yield Event(member, code)
@@ -103,12 +109,12 @@ def _end(workers: Sequence[_Worker]) -> None:
 def end_with_stdin() -> None:
     """End this process as soon as its standard input closes: who started it is gone.
 
-    Otherwise a worker would go on beside those of the sweep's next start.
+    Otherwise a worker would go on beside those of the sweep's next start. It ends as by Ctrl-C.
     """
 
     def watch() -> None:
         while os.read(0, 1):
             pass
-        os._exit(ExitCode.INTERRUPTED)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=watch, daemon=True).start()
