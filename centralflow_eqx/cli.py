@@ -80,6 +80,9 @@ exit codes: 0 all members are done, else the worst of theirs: 1, 2, 3, 4 in this
 """
 
 
+_CACHE_WARNING = "Error reading persistent compilation cache entry"
+
+
 def _keep_programs(args: argparse.Namespace) -> None:
     from .cache import keep_programs
 
@@ -321,8 +324,8 @@ def _add_commands_with_spec(add: Callable[..., argparse.ArgumentParser]) -> None
     run.add_argument(
         "--resume",
         action="store_true",
-        help="go on with an unfinished run of the same spec, if there is one, as `resume` does: for "
-        "jobs that are started again",
+        help="go on with an unfinished run of the same spec if there is one: for jobs that are "
+        "started again",
     )
     resume = _add_resume(add)
     sweep = add(
@@ -448,8 +451,14 @@ def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _one_line_warnings() -> Iterator[None]:
     """Warnings as one line each, without the source line that Python adds."""
 
+    told: set[str] = set()
+
     def show(message, category, filename, lineno, file=None, line=None) -> None:
-        print(f"warning: {message}", file=sys.stderr)
+        text = str(message)
+        kind = _CACHE_WARNING if text.startswith(_CACHE_WARNING) else text
+        if kind not in told:  # a damaged cache has hundreds of entries
+            print(f"warning: {text}", file=sys.stderr)
+        told.add(kind)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
