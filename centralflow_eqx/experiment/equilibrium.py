@@ -64,7 +64,7 @@ class EquilibriumWatch:
         predicted = np.nan_to_num(found["sigma_eigenvalues"])
         swings = predicted > 0
         measured = np.nan_to_num(found["empirical_variances"])[swings]
-        a, b = self._averaged(name, "variances", measured.sum(), predicted.sum())
+        a, b = self._averaged(name, "variances", float(measured.sum()), float(predicted.sum()))
         return abs(a - b) / (a + b) if swings.any() and a + b > 0 else math.nan
 
     def _eigenvalues(
