@@ -160,6 +160,11 @@ def test_what_has_diverged_ends_alone_with_its_row():
     # 1.44^t passes 1e4 at t = 25.3
     assert lost.step == 26 and lost.series["discrete"]["train_loss"] >= 1e4 / 2
     assert "discrete" not in rows[27].series and rows[-1].step == 39
+    # of no loss at all there are no multiples
+    rows = simulate(
+        bowl, GD(0.1), np.zeros(1), processes=("discrete",), steps=3, diverged_above=2.0
+    )
+    assert not any(row.stops for row in rows)
     # what starts at a minimum may leave it
     rows = list(simulate(bowl, GD(2.2), np.array([1e-6]), processes=("discrete",), steps=40))
     assert len(rows) == 40 and not rows[-1].stops

@@ -14,6 +14,7 @@ from centralflow_eqx.data import (
     Npz,
     Sorting,
 )
+from centralflow_eqx.data._made_up import MOST_READ, check_amount
 from centralflow_eqx.errors import OptionError
 
 
@@ -243,3 +244,9 @@ def test_impossible_options(data, option):
 
 def test_every_data_set_has_a_summary():
     assert all(DATASETS.summary(name) for name in DATASETS.names())
+
+
+def test_a_zero_too_many_is_told_and_whole_data_sets_are_not():
+    check_amount("length", 64, 67_349 + 872, most=MOST_READ)  # all of SST-2
+    with pytest.raises(OptionError, match="n: asks for more than 4194304 numbers"):
+        check_amount("n", 10_000_000, 4)

@@ -42,6 +42,9 @@ def watched(rows, **goals):
         ({"diverged_above": 2.0}, [row(1.5), row(2.99), row(3.0)], [False, False, True]),
         ({"diverged_above": 2.0, "loss_below": 0.1}, [row(1), row(0.05)], [False, True]),
         ({}, [row(1), row(0, 1), row(1e9)], [False, False, False]),
+        # nothing is a multiple of a first loss of zero, or of one below
+        ({"diverged_above": 2.0}, [row(0), row(0), row(5)], [False, False, False]),
+        ({"diverged_above": 2.0}, [row(-1), row(-1.5), row(3)], [False, False, False]),
         (
             {"process": "central", "loss_below": 9.0},
             [row(1), {"central": row(1)["discrete"]}],

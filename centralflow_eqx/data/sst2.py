@@ -15,7 +15,7 @@ from ..errors import OptionError
 from ..registry import InputFile
 from ._base import AbstractData, Dataset
 from ._files import MOST_BYTES, MOST_ROWS, beginning, checked_labels, extra, reading
-from ._made_up import check_amount
+from ._made_up import MOST_READ, check_amount
 from ._parquet import Column, read_parquet
 from ._registry import DATASETS
 from ._split import draw
@@ -56,7 +56,7 @@ class Sst2(AbstractData):
         there = None if others is None else len(others[1])
         train, test = draw(seed, len(labels), self.n, there, self.test_n, "sentences")
         chosen = [sentences[i] for i in train]
-        check_amount("length", self.length, len(train) + len(test))
+        check_amount("length", self.length, len(train) + len(test), most=MOST_READ)
         tokenizer = _tokenizer(chosen, self.vocabulary, self.length)
         held_out = (None, None)
         if len(test):

@@ -16,7 +16,7 @@ def goal_met(goals: Stop, process: str, series: Mapping[str, Any], first_loss: f
     found = f"the training loss of {process} is {loss:.4g}"
     if goals.loss_below is not None and loss <= goals.loss_below:
         return f"{found}, loss_below = {goals.loss_below:g} is reached"
-    if goals.diverged_above is not None and loss >= goals.diverged_above * first_loss:
+    if goals.diverged_above and 0 < goals.diverged_above * first_loss <= loss:
         times = f"{goals.diverged_above:g} times the first row's {first_loss:.4g}"
         return f"{found}, diverged_above = {times} is reached"
     accuracy = float(series.get("train_accuracy", 0.0))

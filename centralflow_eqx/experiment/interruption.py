@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-from types import TracebackType
 
 from ..errors import ExitCode
 
@@ -36,12 +35,7 @@ class Interruption:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._active:
             signal.set_wakeup_fd(self._wakeup)
             for number, handler in self._before.items():

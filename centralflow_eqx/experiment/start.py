@@ -157,10 +157,9 @@ def start(
 
 
 def _loss_limit(first: Float[Array, ""], times: float | None) -> Float[Array, ""]:
-    """The training loss of a process that has diverged."""
-    if times is None:
-        return _DIVERGED * jnp.maximum(first, _SMALL_LOSS)
-    return times * first
+    """The training loss of a process that has diverged; a first loss of 0 has no multiples."""
+    usual = _DIVERGED * jnp.maximum(first, _SMALL_LOSS)
+    return usual if times is None else jnp.where(first > 0, times * first, jnp.inf)
 
 
 class _Origin(NamedTuple):

@@ -9,8 +9,8 @@ import numpy as np
 
 _UNLOCKED_ABOVE = 2.05
 _FAR_OFF = 3.0
-"""Step errors of so many times what is asked are seen in time to take a step anew, if it is not of
-the least length already."""
+"""A step is taken anew if it is seen in time to be off by so many times what is asked, and may be
+shorter. Much of its error is known only where the next one begins."""
 
 
 class NUMERICS(enum.IntFlag):

@@ -56,7 +56,8 @@ class Owner:
     def _beat(self) -> None:
         while not self._gone.wait(_BEAT_SECONDS):
             with contextlib.suppress(OSError):
-                os.utime(self._path)
+                if self.holds():
+                    os.utime(self._path)
 
 
 def check_free(run_dir: Path) -> None:
