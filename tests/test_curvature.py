@@ -314,6 +314,17 @@ def test_a_solve_that_runs_out_of_iterations_says_so():
     np.testing.assert_allclose(pairs.theta[:5], TOP, rtol=1e-10)
 
 
+def test_a_solve_that_was_poisoned_starts_anew():
+    H, _ = pencil(SPECTRUM, GAIN)
+    known = solve(H, GAIN, cold())
+    for spoilt in (jnp.nan, jnp.inf):
+        poisoned = solve(spoilt * H, GAIN, known)
+        assert not poisoned.converged
+        again = solve(H, GAIN, poisoned)
+        check(again, H, GAIN)
+        np.testing.assert_allclose(again.theta[:5], TOP, rtol=1e-10)
+
+
 def rotated(H, angle):
     """H seen from weights that have moved: all eigenvectors turn by about `angle`."""
     skew = np.random.default_rng(6).normal(size=(D, D)) / np.sqrt(D)

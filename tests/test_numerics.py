@@ -1,8 +1,11 @@
 """What is numerically doubtful about a row, and who is told."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import centralflow_eqx as cf
 from centralflow_eqx.cli import main
 from centralflow_eqx.experiment import drive, recording
 from centralflow_eqx.experiment.drive import chunks
@@ -29,6 +32,7 @@ FLOW = {
         ({"step_error": 3.1e-3}, NUMERICS.stepping),
         ({"eigenvalues": np.array([2.06, np.nan])}, NUMERICS.sharpness),
         ({"predicted_loss": np.nan}, NUMERICS.not_finite),
+        ({"gain_positive": 0}, NUMERICS.positivity),
         ({"predicted_grad_norm_sq": np.inf, "converged": 0}, 17),
     ],
 )
@@ -75,3 +79,27 @@ def test_doubts_are_told_once_recorded_and_reported(tmp_path, monkeypatch, capsy
     np.testing.assert_array_equal(run["central/numerics"], [0, 0, 1, 0, 1, 0])
     np.testing.assert_array_equal(run["discrete/numerics"], 0)
     np.testing.assert_array_equal(run["discrete/converged"], 1)
+
+
+class Exhausted(cf.AbstractOptimizer):
+    """Gradient descent by a statistic that is used up, and then has the wrong sign."""
+
+    def init(self, params):
+        return jnp.ones((), jnp.float64)
+
+    def update(self, grads, state, params):
+        return jax.tree.map(lambda g: -0.1 * state * g, grads), state - 0.035
+
+
+def test_a_gain_that_loses_its_sign_is_told():
+    def loss(w):
+        return jnp.sum(w**2 * jnp.array([1.0, 3.0])) / 2
+
+    names = ["discrete", "stable", "central"]
+    for row in cf.simulate(loss, Exhausted(), jnp.ones(2), processes=names, steps=36):
+        for name in names:
+            positive = row.series[name]["gain_positive"]
+            # At 28.6 steps it is used up; a flow's state is that of an optimizer step or two ago.
+            if name == "discrete" or abs(row.step - 29) > 2:
+                assert positive == (row.step < 29), (row.step, name)
+            assert bool(row.series[name]["numerics"] & NUMERICS.positivity) == (not positive)

@@ -79,6 +79,7 @@ def common_series(
         "eigen_residuals": visible(pairs.residuals),
         "hvps": pairs.products,
         "converged": pairs.converged.astype(jnp.int32),
+        "gain_positive": _is_positive(gain, grad).astype(jnp.int32),
     }
     if kind == "none":
         series["raw_eigenvalues"] = series["eigenvalues"]
@@ -88,6 +89,13 @@ def common_series(
         series["raw_eigenvalues"] = visible(pairs.theta / step_size)
         series["effective_step"] = step_size
     return series
+
+
+def _is_positive(gain: lx.AbstractLinearOperator, grad: Vector) -> Bool[Array, ""]:
+    """Whether no weight is moved up its gradient, or for gains that mix weights, not all are."""
+    if isinstance(gain, lx.DiagonalLinearOperator):
+        return jnp.all(lx.diagonal(gain) >= 0)
+    return jnp.vdot(grad, gain.mv(grad)) >= 0
 
 
 def has_raw_spectrum(setting: Setting) -> bool:

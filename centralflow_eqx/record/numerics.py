@@ -21,6 +21,7 @@ class NUMERICS(enum.IntFlag):
     stepping = 4
     sharpness = 8
     not_finite = 16
+    positivity = 32
 
 
 WORDS = {
@@ -29,6 +30,7 @@ WORDS = {
     NUMERICS.stepping: f"a step was off by more than {_FAR_OFF:g} times `flow.tol`",
     NUMERICS.sharpness: f"an effective eigenvalue of the flow is above {_UNLOCKED_ABOVE:g}",
     NUMERICS.not_finite: "a prediction is not finite",
+    NUMERICS.positivity: "the optimizer's gain is negative: its step leads up the gradient",
 }
 
 
@@ -37,6 +39,8 @@ def doubts(series: Mapping[str, Any], step_tol: float) -> NUMERICS:
     found = NUMERICS(0)
     if series.get("converged", 1) == 0:
         found |= NUMERICS.eigenpairs
+    if series.get("gain_positive", 1) == 0:
+        found |= NUMERICS.positivity
     if series.get("sdcp_residual", 0.0) > step_tol:
         found |= NUMERICS.complementarity
     if series.get("step_error", 0.0) > _FAR_OFF * step_tol:

@@ -35,10 +35,11 @@ QUANTITIES = {
     "eigen_residuals": Quantity("1", "relative residuals of the tracked eigenpairs"),
     "raw_eigen_residuals": Quantity("1", "relative residuals of the Hessian's own eigenpairs"),
     "converged": Quantity("1", "1 where all tracked eigenpairs reached their tolerance"),
+    "gain_positive": Quantity("1", "0 where the optimizer's gain is negative somewhere"),
     "numerics": Quantity(
         "1",
         "numerical doubts, added up: 1 eigenpairs, 2 complementarity problem, 4 step error, "
-        "8 a flow's sharpness, 16 not finite",
+        "8 a flow's sharpness, 16 not finite, 32 negative gain",
     ),
     "distance_moved": Quantity("weight", "distance of the weights from where the process began"),
     "hvps": Quantity(

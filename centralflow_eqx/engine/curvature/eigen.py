@@ -5,10 +5,12 @@ products with H and with K = P^{-1} are used: with u = K y the pencil reads K H 
 self-adjoint in the inner product of K. The solver is a block Davidson method without preconditioner
 (Davidson, 1975; Saad, "Numerical Methods for Large Eigenvalue Problems", chapter 8) in that inner
 product: a basis that starts with the eigenvectors of the last solve, extrapolated, and grows by the
-residuals of those columns that have not converged. Converged columns cost nothing more.
+residuals of those columns that have not converged. Converged columns cost nothing more. A search
+that comes to nothing from there, as after numbers that were not finite, starts once more at random.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -130,6 +132,18 @@ class _Search(NamedTuple):
     products: Int[Array, ""]
 
 
+class _Found(NamedTuple):
+    """The leading Ritz pairs of a search, `size` of them, and what all attempts took."""
+
+    Y: Float[Array, "d m"]
+    U: Float[Array, "d m"]
+    theta: Float[Array, " m"]
+    residuals: Float[Array, " m"]
+    size: Int[Array, ""]
+    products: Int[Array, ""]
+    tries: Int[Array, ""]
+
+
 class EigenTracker(eqx.Module):
     """Settings of the eigensolver.
 
@@ -177,18 +191,27 @@ class EigenTracker(eqx.Module):
         # A column that has never been seen is drawn at random, but only when it is needed.
         random = explore | (worked > jnp.sum(~pairs.fresh))
         start = self._start(gain, pairs, worked, draw, random, oscillating, ahead)
-        found = self._search(model, gain, start, worked, explore, exact_above)
-        basis, theta = found.basis, found.theta
-        Y = (found.C.T @ basis.V).T
+        most = jnp.where(jnp.all(pairs.fresh), 1, 2)  # what started at random needs no other start
+
+        def search(start: Float[Array, "d m"]) -> _Found:
+            return _ritz(self._search(model, gain, start, worked, explore, exact_above))
+
+        def anew() -> Float[Array, "d m"]:
+            return _random_rows(gain, start.T, jr.fold_in(draw, 1)).T
+
+        def stalled(found: _Found) -> Bool[Array, ""]:
+            return ~self._converged(found.theta, found.residuals, exact_above)
+
+        found = _attempt(search, start, anew, stalled, most)
         return Eigenpairs(
-            Y=Y,
-            U=(found.C.T @ basis.KV).T,
-            theta=theta,
+            Y=found.Y,
+            U=found.U,
+            theta=found.theta,
             residuals=found.residuals,
-            previous=jnp.where(pairs.fresh, Y, pairs.Y),
-            fresh=jnp.arange(theta.size) >= basis.size,
-            active=jnp.clip(self._active(theta), 1, jnp.maximum(basis.size, 1)),
-            converged=self._converged(theta, found.residuals, exact_above),
+            previous=jnp.where(pairs.fresh, found.Y, pairs.Y),
+            fresh=jnp.arange(found.theta.size) >= found.size,
+            active=jnp.clip(self._active(found.theta), 1, jnp.maximum(found.size, 1)),
+            converged=self._converged(found.theta, found.residuals, exact_above),
             products=found.products,
             key=jr.key_data(key),
         )
@@ -347,6 +370,45 @@ _DEPENDENT = 1e3
 """Length, in units of rounding, that a unit vector must keep when it is made orthogonal."""
 _CANCELLED = 0.5
 """Share of its length below which a forecast is worth less than the vector itself."""
+
+
+def _attempt(
+    search: Callable[[Float[Array, "d m"]], _Found],
+    start: Float[Array, "d m"],
+    anew: Callable[[], Float[Array, "d m"]],
+    stalled: Callable[[_Found], Bool[Array, ""]],
+    most: Int[Array, ""],
+) -> _Found:
+    """What a search from `start` finds or, where that has stalled, one that starts anew."""
+
+    def attempt(before: _Found) -> _Found:
+        first = before.tries == 0
+        new = search(jax.lax.cond(first, lambda: start, anew))
+        better = first | ~stalled(new)
+        kept = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, before)
+        return kept._replace(products=before.products + new.products, tries=before.tries + 1)
+
+    none, zero = jnp.zeros((), jnp.int32), jnp.zeros(start.shape[1], start.dtype)
+    nothing = _Found(jnp.zeros_like(start), jnp.zeros_like(start), zero, zero, none, none, none)
+    return jax.lax.while_loop(
+        lambda found: (found.tries == 0) | ((found.tries < most) & stalled(found)),
+        attempt,
+        nothing,
+    )
+
+
+def _ritz(found: _Search) -> _Found:
+    basis, C = found.basis, found.C
+    once = jnp.ones((), jnp.int32)
+    return _Found(
+        (C.T @ basis.V).T,
+        (C.T @ basis.KV).T,
+        found.theta,
+        found.residuals,
+        basis.size,
+        found.products,
+        once,
+    )
 
 
 def _queue(
