@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -415,3 +416,27 @@ def test_a_second_signal_ends_at_once():
     found = subprocess.run([sys.executable, "-c", TWICE], stderr=subprocess.PIPE, text=True)
     assert found.returncode == 4 and time.monotonic() - begun < 50
     assert "another signal ends at once" in found.stderr
+
+
+OWN = """\
+name: own
+precision: float64
+task: {function: mine.loss, start: [1.0, 0.5]}
+optimizer: {type: gd, lr: 0.3}
+processes: [discrete]
+steps: 6
+"""
+
+
+def test_changed_code_of_ones_own_is_refused_unless_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(OWN)
+    Path("mine.py").write_text("from parts import half\n\ndef loss(w):\n    return half(w @ w)\n")
+    Path("parts.py").write_text("def half(x):\n    return x / 2\n")
+    assert main(["run", "spec.yaml"]) == 0
+    assert main(["resume", "runs/own", "--steps", "7"]) == 0
+    Path("parts.py").write_text("def half(x):\n    return x / 3\n")
+    capsys.readouterr()
+    assert main(["resume", "runs/own", "--steps", "8"]) == 2
+    assert "code of your own that it names is not that" in capsys.readouterr().err
+    assert main(["resume", "runs/own", "--steps", "8", "--changed"]) == 0

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..record.files import write_whole
 from ..record.quantities import versions
-from ..spec import Spec
+from ..spec import Spec, digest_code
 from ..task import AnyTask
 from .kept import Kept
 
@@ -64,7 +64,7 @@ def count_threads() -> int:
 
 
 def fingerprint(spec: Spec, task: AnyTask) -> dict[str, str]:
-    """What a run's rows depend on: spec, data and initial weights, versions, device."""
+    """What a run's rows depend on: spec, data, weights, the user's code, versions, device."""
     # without what is left at its default: a later version may know more keys
     content = spec.model_dump(mode="json", exclude=set(_ROWS_STAND), exclude_defaults=True)
     record = spec.record.model_dump(mode="json", exclude_defaults=True)
@@ -73,6 +73,7 @@ def fingerprint(spec: Spec, task: AnyTask) -> dict[str, str]:
         "spec": _hash_of(content),
         "record": _hash_of(record),
         "data": _digest(arrays),
+        "code": digest_code(spec.own_names),
         "precision": spec.precision,
         "device": str(jax.devices()[0].device_kind),
         "threads": str(count_threads()),

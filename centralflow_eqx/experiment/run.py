@@ -33,7 +33,7 @@ from .prepare import build_axes, prepare
 from .progress import Progress
 from .recording import Recording
 
-_OWN_WORDS = "spec", "record", "data"
+_OWN_WORDS = "spec", "record", "data", "code"
 
 
 def run_spec(spec: Spec, console: Console, *, anew: bool = False, resume: bool = False) -> ExitCode:
@@ -112,6 +112,9 @@ def _check_same(
         raise _refused(path, f"is not the spec of the run so far: {remedy}")
     if made["data"] != now["data"] and not changed:
         message = f"data or initial weights are not those of the run so far: {remedy}"
+        raise _refused(path, message)
+    if made.get("code", "") != now["code"] and not changed:
+        message = f"code of your own that it names is not that of the run so far: {remedy}"
         raise _refused(path, message)
     others = [key for key in now if key not in _OWN_WORDS and made.get(key) != now[key]]
     if others:

@@ -2,5 +2,6 @@
 
 from .load import Plan, load_plan, load_spec
 from .schema import Options, Spec, json_schema
+from .user_class import digest_code
 
-__all__ = ["Options", "Plan", "Spec", "json_schema", "load_plan", "load_spec"]
+__all__ = ["Options", "Plan", "Spec", "digest_code", "json_schema", "load_plan", "load_spec"]

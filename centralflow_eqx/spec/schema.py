@@ -259,6 +259,13 @@ class Spec(Section):
         """Where the run's files go."""
         return Path(self.output.dir) / self.name
 
+    @property
+    def own_names(self) -> list[str]:
+        """Dotted names of the user's classes and functions."""
+        sections = (getattr(self, section) for section in COMPONENTS)
+        classes = [options.type for options in sections if isinstance(options, ClassOptions)]
+        return classes if self.task is None else [*classes, self.task.function]
+
     def to_yaml(self) -> str:
         """The resolved spec: every default filled in, every path absolute."""
         return dump(self.model_dump(mode="json"))

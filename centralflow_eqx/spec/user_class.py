@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import inspect
 import os
@@ -121,6 +122,26 @@ def function_options(given: Mapping[str, Any], folder: Path) -> type[FunctionOpt
     model = derived("Function", FunctionOptions, **own)
     model._loss = staticmethod(loss)
     return model
+
+
+def digest_code(names: Iterable[str]) -> str:
+    """What tells apart the code of the user's own modules that dotted `names` are of.
+
+    Those that they import count too, as far as they lie in the user's folders. Empty without any.
+    """
+    found, wanted = set(), {name.partition(".")[0] for name in names} & _loaded.keys()
+    while wanted:
+        found |= wanted
+        modules = [sys.modules[m] for m in list(sys.modules) if m.partition(".")[0] in wanted]
+        used = (x for module in modules for x in list(vars(module).values()))
+        tops = {str(getattr(x, "__module__", getattr(x, "__name__", ""))) for x in used}
+        wanted = ({top.partition(".")[0] for top in tops} & _loaded.keys()) - found
+    code = hashlib.blake2b()
+    for name in sorted(m for m in sys.modules if m.partition(".")[0] in found):
+        path = getattr(sys.modules[name], "__file__", None)
+        if path and os.path.isfile(path):
+            code.update(f"{name} ".encode() + Path(path).read_bytes())
+    return code.hexdigest() if found else ""
 
 
 def _folders(given: Mapping[str, Any], folder: Path) -> list[Path]:
