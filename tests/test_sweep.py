@@ -2,9 +2,11 @@
 
 import functools
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -23,7 +25,7 @@ from centralflow_eqx.experiment.build import build_task
 from centralflow_eqx.experiment.earlier import is_done
 from centralflow_eqx.record.writer import Layout, Recorder
 from centralflow_eqx.spec import load_plan, load_spec
-from centralflow_eqx.sweep import conduct, find_runs
+from centralflow_eqx.sweep import cluster, conduct, find_runs
 from centralflow_eqx.sweep.conductor import Event
 from centralflow_eqx.sweep.folder import start_folder
 
@@ -700,3 +702,36 @@ def test_what_is_no_run_directory(recorded, capsys, arguments, line):
     captured = capsys.readouterr()
     assert captured.err.startswith(line) and len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+def test_a_preempted_job_ends_well_and_is_queued_again(tmp_path, monkeypatch):
+    """What submitit does before a time limit, in a process that takes its time to end."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        "#!/bin/sh\n"
+        f"trap 'sleep 0.3; echo ended >> {tmp_path}/log; exit 4' INT\n"
+        f"echo started $3 $4 >> {tmp_path}/log\n"
+        "while true; do sleep 0.05; done\n"
+    )
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    job, queued, log = cluster._Command(), [], tmp_path / "log"
+
+    def preempt():
+        wait_for(lambda: log.exists() and "started" in log.read_text())
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    def handle(*_):
+        queued.append(job.checkpoint(["run", "s.yaml"]))
+        assert log.read_text() == "started run s.yaml\nended\n"
+
+    before = signal.signal(signal.SIGUSR2, handle)
+    try:
+        threading.Thread(target=preempt).start()
+        assert job(["run", "s.yaml"]) == ExitCode.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    (again,) = queued
+    assert (again.function, again.args) == (job, (["run", "s.yaml"],))
+    pickle.dumps(again)  # as submitit keeps it
+    assert job.checkpoint(["run", "s.yaml"]).args == again.args  # of one that has ended already

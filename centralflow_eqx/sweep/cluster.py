@@ -1,5 +1,6 @@
 """Members as an array of SLURM jobs, through submitit."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -132,7 +133,8 @@ class _Command:
         if process is not None:
             process.send_signal(signal.SIGINT)
             # Not by `wait`, in whose lock the handler of the signal that led here may stand.
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ChildProcessError):  # it had ended already
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return _submitit().helpers.DelayedSubmission(self, arguments)
 
 
