@@ -32,7 +32,7 @@ from ..processes.probes import AbstractProbe
 from .state import Evaluate, Experiment, Flags, Records, Rows, RunState, Track
 
 NOTHING = -1
-_POOL = ThreadPoolExecutor(8, "advance")
+_POOLS = {threads: ThreadPoolExecutor(threads, "advance") for threads in (1, 8)}
 
 
 class _Moved(NamedTuple):
@@ -228,7 +228,8 @@ def advance(
     """
     n = jnp.asarray(n, jnp.int32)
     # Programs that one thread starts run one after another, those of several side by side.
-    done = _POOL.map(lambda name: _follow(experiment, name, state, n), experiment.members)
+    pool = side_by_side(experiment)
+    done = pool.map(lambda name: _follow(experiment, name, state, n), experiment.members)
     moved, seen, spectra, crowded = {}, {}, dict(state.spectra), {}
     for name, (own_move, tracks, pairs, crowds) in zip(experiment.members, done, strict=True):
         moved[name] = own_move
@@ -260,6 +261,16 @@ def advance(
         {name: m.unsolved for name, m in moved.items()},
     )
     return new, Records({name: track.record() for name, track in seen.items()}, apart), flags
+
+
+def side_by_side(experiment: Experiment) -> ThreadPoolExecutor:
+    """Threads for what members do independently of each other: compile, and start programs.
+
+    Programs of several devices wait for each other's parts, so that each device has to have them
+    in the same order: one thread starts them.
+    """
+    several = len(experiment.start.sharding.device_set) > 1
+    return _POOLS[1 if several else 8]
 
 
 def _follow(

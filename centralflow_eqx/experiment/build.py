@@ -13,6 +13,7 @@ from ..data.npz import finite
 from ..errors import InputError, OptionError, Problem
 from ..losses import AbstractLoss
 from ..models import AbstractModel
+from ..placement import place
 from ..precision import engage
 from ..spec import Spec
 from ..task import (
@@ -57,9 +58,15 @@ def build_task(spec: Spec) -> AnyTask:
         assert spec.task is not None
         engage()
         return FunctionTask(parts.loss, jnp.asarray(spec.task.start, spec.precision))
+    try:
+        placement = place(spec.devices)
+    except OptionError as error:
+        raise spec.error("devices", error.message) from None
     network = build_network(parts.model, parts.dataset, spec.seed)
     memory = Memory(spec.memory.microbatch, spec.memory.remat)
-    return Task(network, parts.loss, parts.dataset, spec.precision, parts.initial, memory)
+    return Task(
+        network, parts.loss, parts.dataset, spec.precision, parts.initial, memory, placement
+    )
 
 
 def check(specs: Sequence[Spec]) -> list[str]:
@@ -140,6 +147,8 @@ def _blaming(spec: Spec, section: str) -> Iterator[None]:
 def _misfits(spec: Spec, parts: Parts | Function) -> list[Problem]:
     """What the spec asks for, to record, or to draw, that the task does not have."""
     d, record, found = parts.d, spec.record, []
+    if isinstance(parts, Function) and spec.devices not in ("auto", 1):
+        found.append(spec.problem("devices", "a task has no examples to share out"))
     if isinstance(parts, Function):
         n, lacking = 0, "a task has no examples"
     else:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import equinox as eqx
 import jax
 import numpy as np
 
@@ -25,6 +24,8 @@ _FORMAT = 1
 _ABOUT = "about"
 _EVERY_SECONDS = 300.0
 _ROWS_STAND = "name", "steps", "stop", "checkpoint", "output", "sweep", "record"
+_OTHER_DEVICES = "devices", "distributed"
+"""Sections that may change its rounding."""
 """Sections of a spec that change no row of a run; what is recorded is a matter of its own."""
 
 
@@ -66,16 +67,17 @@ def count_threads() -> int:
 def fingerprint(spec: Spec, task: AnyTask) -> dict[str, str]:
     """What a run's rows depend on: spec, data, weights, the user's code, versions, device."""
     # without what is left at its default: a later version may know more keys
-    content = spec.model_dump(mode="json", exclude=set(_ROWS_STAND), exclude_defaults=True)
+    left_out = {*_ROWS_STAND, *_OTHER_DEVICES}
+    content = spec.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
     record = spec.record.model_dump(mode="json", exclude_defaults=True)
-    arrays = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(task)) if eqx.is_array(x)}
     return {
         "spec": _hash_of(content),
         "record": _hash_of(record),
-        "data": _digest(arrays),
+        "data": _digest(task.arrays()),
         "code": digest_code(spec.own_names),
         "precision": spec.precision,
         "device": str(jax.devices()[0].device_kind),
+        "devices": str(len(task.initial_weights.sharding.device_set)),
         "threads": str(count_threads()),
         **versions(),
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..engine.curvature import widen
 from ..errors import NumericalStop
+from ..hosts import first_says
 from ..processes import STOP, capacity
 from ..record.numerics import doubts
 from ..record.row import Halt, Row, Weights
@@ -76,7 +77,7 @@ def chunks(
     step_tol = float(experiment.setting.settings.step_tol)
     while done < steps and running:
         pause = pause_every - done % pause_every if pause_every else steps
-        n = 1 if stubborn else limit or pace(min(steps - done, pause))
+        n = 1 if stubborn else limit or first_says(pace(min(steps - done, pause)))
         now = _thorough(experiment, stubborn) if stubborn else experiment
         new, records, flags = advance(now, state, n)
         # Weights stay on the device until someone asks for them.

@@ -72,7 +72,7 @@ def _subprograms(params: dict) -> list[Jaxpr]:
 
 def free_memory() -> int | None:
     """Bytes free on the device that will compute; None if it does not tell."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     try:

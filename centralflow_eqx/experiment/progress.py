@@ -75,14 +75,15 @@ class Progress:
         *,
         interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        shown: bool = True,
     ):
-        self._console = Listened(file=stream or sys.stderr, highlight=False)
+        self._console = Listened(file=stream or sys.stderr, highlight=False, quiet=not shown)
         self._rate = Rate(clock)
         self._clock = clock
         self._interval = interval
         self._printed = -math.inf
         self._unprinted = ""
-        self._bar = self._live_bar() if self._console.is_terminal else None
+        self._bar = self._live_bar() if shown and self._console.is_terminal else None
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:

@@ -5,10 +5,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 
-from ..errors import ExitCode, NumericalStop
+from ..errors import ExitCode, NumericalStop, one_line
+from ..hosts import HostLost, any_says, are_several, is_first
 from ..record.numerics import NUMERICS, WORDS
+from ..record.onlooker import Onlooker
 from ..record.row import Halt, Row
 from ..record.writer import Recorder
 from ..spec import Spec
@@ -42,7 +45,7 @@ class Recording:
     def __init__(
         self,
         spec: Spec,
-        recorder: Recorder,
+        recorder: Recorder | Onlooker,
         progress: Progress,
         made: Mapping[str, str],
         earlier: Checkpoint | None = None,
@@ -65,7 +68,7 @@ class Recording:
 
         Whatever ends it, the run can go on from a checkpoint before the first step without a row.
         """
-        spec, now, goal = self._spec, self._begin(state), ""
+        spec, now, goal, asked = self._spec, self._begin(state), "", False
         pauses = spec.checkpoint.every or 0
         try:
             for chunk in chunks(experiment, state, spec.steps, self._progress.working, pauses):
@@ -74,13 +77,19 @@ class Recording:
                     break
                 now = replace(reached, state=chunk.state, step=chunk.step)
                 self._recorder.settle()
-                if interruption:
+                asked = any_says(bool(interruption))
+                if asked:
                     break
                 if self._checkpoints.due(now.step):
                     self._save(now)
         except NumericalStop:
             pass  # its row has told why
-        return self._end(now, goal, bool(interruption) and now.step < spec.steps)
+        except jax.errors.JaxRuntimeError as error:
+            if not are_several():
+                raise
+            self._end(now, goal, interrupted=True)
+            raise HostLost(one_line(error)) from None
+        return self._end(now, goal, asked and now.step < spec.steps)
 
     def _begin(self, state: RunState) -> _Moment:
         if self._earlier is None:
@@ -101,6 +110,8 @@ class Recording:
         return code
 
     def _save(self, now: _Moment) -> None:
+        if not is_first():
+            return
         self._recorder.publish()  # a checkpoint has all rows before it
         self._checkpoints.save(
             Checkpoint(

@@ -12,6 +12,8 @@ import numpy as np
 from rich.console import Console
 
 from ..errors import ExitCode, InputError, Location, Problem, RunLost, one_line
+from ..hosts import HostLost, NotJoined, is_first, join
+from ..record.onlooker import Onlooker
 from ..record.owner import DirectoryInUse, check_free
 from ..record.reader import load_run
 from ..record.writer import Earlier, Layout, Recorder
@@ -44,6 +46,7 @@ def run_spec(spec: Spec, console: Console, *, anew: bool = False, resume: bool =
     gone on with. A numerical stop or an interruption keeps the rows recorded so far, reports them,
     and is told by the exit code; `RunLost` is raised for what keeps a run from going on.
     """
+    console = _join(spec, console)
     _check_place(spec, spec.run_dir)
     if not anew and is_resumable(spec):
         if resume:
@@ -73,6 +76,7 @@ def resume_run(
     if not os.path.isfile(path):
         raise _refused(run_dir, "no run directory: it has no spec.yaml")
     spec = load_plan(str(path), settings, user_code).specs[0]
+    console = _join(spec, console)
     _check_place(spec, run_dir)
     return _go_on(spec, run_dir, console, changed)
 
@@ -146,7 +150,7 @@ def _carry_out(
 ) -> ExitCode:
     """Run into `run_dir`, from the checkpoint on if there is one, and report."""
     with Interruption() as interruption:
-        with Progress() as progress, _lasting():
+        with Progress(shown=is_first()) as progress, _lasting():
             progress.working("loading data and model")
             task = build_task(spec)
             made = fingerprint(spec, task)
@@ -165,13 +169,28 @@ def _carry_out(
                 recording = Recording(spec, recorder, progress, made, checkpoint)
                 code = recording.record(experiment, state, interruption)
             progress.working("writing the report")
-        with _lasting(run_dir):
-            _report(run_dir, console)
+        if is_first():
+            with _lasting(run_dir):
+                _report(run_dir, console)
     return code
+
+
+def _join(spec: Spec, console: Console) -> Console:
+    """Meet the other processes of the run; what to print on, which the first alone does."""
+    if spec.distributed == "off":
+        return console
+    try:
+        join() if spec.distributed == "auto" else join(**spec.distributed.model_dump())
+    except NotJoined as error:
+        message = f"the processes of the run did not find each other: {one_line(error)}"
+        raise spec.error("distributed", message) from None
+    return console if is_first() else Console(quiet=True)
 
 
 def _check_place(spec: Spec, run_dir: Path) -> None:
     """Refuse early, before anything is compiled, what could not be written later."""
+    if not is_first():
+        return
     try:
         check_free(run_dir)
     except DirectoryInUse as error:
@@ -194,8 +213,12 @@ def _report(run_dir: Path, console: Console) -> None:
     console.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _recorder(spec: Spec, task: AnyTask, run_dir: Path, checkpoint: Checkpoint | None) -> Recorder:
+def _recorder(
+    spec: Spec, task: AnyTask, run_dir: Path, checkpoint: Checkpoint | None
+) -> Recorder | Onlooker:
     """The run directory, new or with the rows before the checkpoint."""
+    if not is_first():
+        return Onlooker(run_dir)
     steps = np.arange(0, spec.steps, spec.record.every)
     weights_every = spec.record.weights_every
     weights_steps = steps[steps % weights_every == 0] if weights_every else steps[:0]
@@ -206,6 +229,8 @@ def _recorder(spec: Spec, task: AnyTask, run_dir: Path, checkpoint: Checkpoint |
         "device": str(jax.devices()[0].device_kind),
         "platform": platform.platform(),
         "threads": count_threads(),
+        "devices": len(task.initial_weights.sharding.device_set),
+        "processes": jax.process_count(),
     }
     layout = Layout(spec.to_yaml(), steps, weights_steps, attributes, build_axes(spec, task))
     try:
@@ -227,6 +252,9 @@ def _lasting(run_dir: Path | None = None) -> Iterator[None]:
         yield
     except BrokenPipeError:  # who reads what is printed has seen enough
         raise
+    except HostLost as error:
+        what = f"another process of the run is gone ({error})"
+        raise RunLost(what + _what_is_kept(run_dir)) from None
     except OSError as error:
         where = error.filename or run_dir
         what = f"{where and f'{where}: '}{error.strerror or error}"

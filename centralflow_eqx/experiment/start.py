@@ -1,7 +1,6 @@
 """From a loss and an optimizer to the two values of a simulation, with its programs compiled."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from ..engine.settings import Settings
 from ..engine.state_rate import STATE_RATES
 from ..errors import OptionError, UnsupportedRule
 from ..optimizers import AbstractOptimizer
+from ..placement import placement_of
 from ..precision import engage
 from ..processes import (
     PROCESSES,
@@ -34,6 +34,7 @@ from ..processes import (
 from ..processes.probes import AbstractProbe
 from ..task import identity
 from . import advance as programs
+from .advance import side_by_side
 from .arguments import (
     check_count,
     check_problem,
@@ -51,6 +52,8 @@ anew, room costs little."""
 _DIVERGED, _SMALL_LOSS = 1e4, 1e-3
 """A process has diverged at so many times its first loss; one that starts at a minimum may leave
 it for losses of this size without having."""
+_ALL = 2**30
+"""Columns to multiply by the Hessian at a time where devices then have to add up only once."""
 _MOST_ROWS, _ROW_BYTES = 64, 256 * 2**20
 """Rows of an advance, and bytes that their views may take."""
 
@@ -132,6 +135,9 @@ def start(
     rate = STATE_RATES[settings.state_rate]
     if response.structure.maxima:  # long steps do not see that it begins to be exceeded
         settings = replace(settings, max_step=min(settings.longest, 1.0))
+    placement = placement_of(w)
+    if placement is not None and not settings.hvp_chunk:
+        settings = replace(settings, hvp_chunk=_ALL)
     resolved = settings.resolved(w.dtype, rate.restoration)
     setting = Setting(loss, response, rate, resolved, minibatch)
     members = _members(setting, processes)
@@ -151,9 +157,13 @@ def start(
     )
     raw_spectra = raw_spectra and has_raw_spectrum(setting)
     origin = _Origin(s, room, raw_spectra, survey_key, key)
+    if placement is not None:
+        experiment, origin = placement.copy((experiment, origin))
     if kept is None:
         return experiment, _begin(experiment, origin, notify)
-    return experiment, _go_on(experiment, fit(_shapes(experiment, origin), kept), notify)
+    state = fit(_shapes(experiment, origin), kept)
+    state = state if placement is None else placement.copy(state)
+    return experiment, _go_on(experiment, state, notify)
 
 
 def _loss_limit(first: Float[Array, ""], times: float | None) -> Float[Array, ""]:
@@ -211,20 +221,20 @@ def _begin(experiment: Experiment, origin: _Origin, notify: Notify) -> RunState:
     w, s, names = experiment.start, origin.s, list(experiment.members)
     pairs, keys = origin.pairs(w), origin.keys(names)
     notify(f"compiling {', '.join(names)} and the eigensolver")
-    with ThreadPoolExecutor() as pool:
-        first = pool.submit(_survey, experiment, s, pairs)
+    pool = side_by_side(experiment)
+    first = pool.submit(_survey, experiment, s, pairs)
 
-        def ready(name: str) -> Any:
-            # Processes that track eigenpairs are compiled for as many as the survey found.
-            process = experiment.members[name]
-            shapes = eqx.filter_eval_shape(process.init, w, s, pairs, keys[name])
-            known = pairs if process.tracked(shapes) is None else first.result()
-            state = _first_state(process, w, s, known, keys[name])
-            _compile(experiment, name, state)
-            return state
+    def ready(name: str) -> Any:
+        # Processes that track eigenpairs are compiled for as many as the survey found.
+        process = experiment.members[name]
+        shapes = eqx.filter_eval_shape(process.init, w, s, pairs, keys[name])
+        known = pairs if process.tracked(shapes) is None else first.result()
+        state = _first_state(process, w, s, known, keys[name])
+        _compile(experiment, name, state)
+        return state
 
-        states = dict(zip(names, pool.map(ready, names), strict=True))
-        pairs = first.result()
+    states = dict(zip(names, pool.map(ready, names), strict=True))
+    pairs = first.result()
     return _compose(experiment, origin, states, pairs)
 
 
@@ -232,8 +242,8 @@ def _go_on(experiment: Experiment, state: RunState, notify: Notify) -> RunState:
     """A state that another process led to, when the programs that advance it are compiled."""
     names = list(experiment.members)
     notify(f"compiling {', '.join(names)} and the eigensolver")
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda name: _compile(experiment, name, state.processes[name]), names))
+    pool = side_by_side(experiment)
+    list(pool.map(lambda name: _compile(experiment, name, state.processes[name]), names))
     return state
 
 

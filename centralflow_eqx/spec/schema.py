@@ -197,6 +197,23 @@ class Checkpoint(Section):
     """Number of checkpoints kept, the newest."""
 
 
+class Cluster(Section):
+    """The processes of a run, by hand; each is started with an index of its own."""
+
+    coordinator: Annotated[str, StringConstraints(pattern=r"^[^\s:]+:\d+$")]
+    """Address of the first process, host:port."""
+    processes: AtLeastOne
+    """How many there are."""
+    index: Count
+    """Which of them this is, from 0."""
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> "Cluster":
+        if self.index >= self.processes:
+            raise PydanticCustomError("worded", "must have an index below the number of processes")
+        return self
+
+
 class Sweep(Section):
     """Several runs in one spec: its members, into `<output.dir>/<name>/<member>`.
 
@@ -245,8 +262,16 @@ class Spec(Section):
     record: Record = Record()
     memory: Memory = Memory()
     minibatch: MinibatchOptions = MinibatchOptions()
-    distributed: Annotated[Literal["off"], Allowed(f'"off" {_ONLY}')] = "off"
-    """Devices and machines that share the run."""
+    devices: Annotated[
+        Literal["auto", "all"] | AtLeastOne | Annotated[tuple[str, ...], MinLen(1)],
+        Allowed('"auto", "all", a number, or a list of kinds such as [gpu]'),
+    ] = "auto"
+    """What shares the examples; auto: all accelerators, or one CPU; all; so many; or kinds."""
+    distributed: Annotated[
+        Literal["auto", "off"] | Cluster,
+        Allowed('"auto", "off", or {coordinator: host:port, processes: N, index: I}'),
+    ] = "off"
+    """Processes that share the run; auto: those that the scheduler (SLURM, MPI) has started."""
     output: Output = Output()
     sweep: Annotated[Sweep | None, Field(exclude=True)] = None
     """Several runs instead of one; null: one run."""

@@ -11,6 +11,7 @@ from ..data import AbstractData, Dataset, load_dataset
 from ..errors import OptionError, running
 from ..losses import AbstractLoss
 from ..models import AbstractModel
+from ..placement import Wanted, place
 from ..precision import engage
 from ._fit import count_parameters, interface
 from ._task import Memory, Task
@@ -25,12 +26,15 @@ def make_task(
     dtype: Any = "float32",
     initial_weights: Float[Array | np.ndarray, " d"] | None = None,
     memory: Memory = Memory(),  # noqa: B008
+    devices: Wanted = "auto",
 ) -> Task:
     """The training problem of a network on data, as a spec with these parts has it.
 
     `seed` decides the split of the data and the network's weights, which `initial_weights` replace.
+    The examples are shared among `devices`: "all", a number, kinds of them such as ["gpu"], or
+    "auto", all accelerators that there are.
 
-    Raises `OptionError` if the parts do not fit together.
+    Raises `OptionError` if the parts do not fit together, or there are no such devices.
     """
     dataset = load_dataset(data, seed)
     if initial_weights is not None:
@@ -40,7 +44,7 @@ def make_task(
         if wrong:
             raise OptionError("initial_weights", wrong)
     network = build_network(model, dataset, seed)
-    return Task(network, loss, dataset, dtype, initial_weights, memory)
+    return Task(network, loss, dataset, dtype, initial_weights, memory, place(devices))
 
 
 def build_network(model: AbstractModel, dataset: Dataset, seed: int) -> PyTree:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ..data import Dataset, checked_dataset
 from ..losses import AbstractLoss, Labels, Targets, counted
+from ..placement import Placement, to_host
 from ..precision import engage
 from ._fit import check_loss, check_network
 from ._layout import Layout, flatten
@@ -43,6 +44,9 @@ class Task(eqx.Module):
     initial_weights: Float[Array, " d"]
     unravel: Layout
     memory: Memory = eqx.field(static=True)
+    train_number: int = eqx.field(static=True)
+    """How many training examples there are; more, to share them evenly, do not count."""
+    test_number: int = eqx.field(static=True)
     _static: PyTree  # the network without its weights
 
     def __init__(
@@ -53,8 +57,11 @@ class Task(eqx.Module):
         dtype: Any,
         initial_weights: Float[Array | np.ndarray, " d"] | None = None,
         memory: Memory = Memory(),  # noqa: B008
+        placement: Placement | None = None,
     ):
         """`network` maps one example to outputs; `initial_weights` replace its own.
+
+        With a `placement` the examples are shared among its devices.
 
         Raises `OptionError` if the parts do not fit together.
         """
@@ -63,18 +70,25 @@ class Task(eqx.Module):
         check_loss(loss, check_network(network, dataset), dataset)
         own, self.unravel, self._static = flatten(network)
         initial_weights = own if initial_weights is None else initial_weights
-        self.initial_weights = jnp.asarray(initial_weights, dtype)
+        weights: Any = np.asarray(initial_weights, dtype)
+        self.initial_weights = placement.copy(weights) if placement else jnp.asarray(weights)
         self.loss = loss
-        self.memory = memory
+        self.memory = memory if placement is None else _divisible(memory, placement.count)
+        self.train_number = len(dataset.train_inputs)
+        self.test_number = 0 if dataset.test_inputs is None else len(dataset.test_inputs)
 
-        input_type = jnp.int32 if dataset.vocabulary else dtype
-        answer_type = dtype if dataset.is_regression else jnp.int32
+        input_type = np.int32 if dataset.vocabulary else dtype
+        answer_type = dtype if dataset.is_regression else np.int32
 
-        def held(values: np.ndarray | None, dtype: Any) -> Array | None:
-            return None if values is None else jnp.asarray(values, dtype)
+        def held(values: np.ndarray | None, dtype: Any) -> Any:
+            if values is None or placement is None:
+                return None if values is None else jnp.asarray(values, dtype)
+            size = self.memory.microbatch
+            multiple = size if 0 < size < len(values) else placement.count
+            return placement.share(_filled_up(np.asarray(values, dtype), multiple))
 
-        self.train_inputs = jnp.asarray(dataset.train_inputs, input_type)
-        self.train_answers = jnp.asarray(dataset.train_answers, answer_type)
+        self.train_inputs = held(dataset.train_inputs, input_type)
+        self.train_answers = held(dataset.train_answers, answer_type)
         self.test_inputs = held(dataset.test_inputs, input_type)
         self.test_answers = held(dataset.test_answers, answer_type)
 
@@ -82,6 +96,17 @@ class Task(eqx.Module):
     def num_parameters(self) -> int:
         """d, the length of the flat weights."""
         return self.unravel.size
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Examples and initial weights on the host, by their names."""
+        numbers = {"train": self.train_number, "test": self.test_number}
+        fields = [f"{part}_{kind}" for part in numbers for kind in ("inputs", "answers")]
+        given = {name: getattr(self, name) for name in fields}
+        return {"initial_weights": to_host(self.initial_weights)} | {
+            name: to_host(x)[: numbers[name.partition("_")[0]]]
+            for name, x in given.items()
+            if x is not None
+        }
 
     def predict(
         self, weights: Float[Array, " d"], inputs: Shaped[Array, "n ..."]
@@ -91,7 +116,7 @@ class Task(eqx.Module):
 
     def __call__(self, weights: Float[Array, " d"]) -> Float[Array, ""]:
         """The training loss."""
-        return self._means(weights, self.train_inputs, self.train_answers)[0]
+        return self._train_means(weights)[0]
 
     def evaluate(self, weights: Float[Array, " d"]) -> dict[str, Float[Array, ""]]:
         """train_accuracy and, where there is a test split, test_loss and test_accuracy.
@@ -101,22 +126,33 @@ class Task(eqx.Module):
         classified = jnp.issubdtype(self.train_answers.dtype, jnp.integer)
         scores = {}
         if classified:
-            scores["train_accuracy"] = self._means(weights, self.train_inputs, self.train_answers)[
-                1
-            ]
+            scores["train_accuracy"] = self._train_means(weights)[1]
         if self.test_inputs is None or self.test_answers is None:
             return scores
-        loss, accuracy = self._means(weights, self.test_inputs, self.test_answers)
+        inputs, answers = self.test_inputs, self.test_answers
+        loss, accuracy = self._means(weights, inputs, answers, self.test_number)
         return scores | {"test_loss": loss} | ({"test_accuracy": accuracy} if classified else {})
+
+    def _train_means(
+        self, weights: Float[Array, " d"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        return self._means(weights, self.train_inputs, self.train_answers, self.train_number)
 
     def _means(
         self,
         weights: Float[Array, " d"],
         inputs: Shaped[Array, "n ..."],
         answers: Labels | Targets,
+        examples: int,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Mean loss, and share of labels predicted correctly, over the answers that count."""
+        """Mean loss, and share of labels predicted correctly, over the answers that count.
+
+        They are among those of the first `examples` inputs.
+        """
         counts = counted(answers)
+        if examples < len(inputs):
+            there = jnp.arange(len(inputs)) < examples
+            counts &= there.reshape(-1, *(1,) * (counts.ndim - 1))
         number = jnp.sum(counts, dtype=weights.dtype)
         loss, right = self._sums(weights, inputs, answers, counts)
         return loss / number, right / number
@@ -143,8 +179,10 @@ class Task(eqx.Module):
         missing = -len(inputs) % size
         inputs, answers = (jnp.concatenate([x, x[:missing]]) for x in (inputs, answers))
         counts = jnp.concatenate([counts, jnp.zeros_like(counts[:missing])])
+        # Examples far apart come together: those of one device are neighbours.
         batches = jax.tree.map(
-            lambda x: x.reshape(-1, size, *x.shape[1:]), (inputs, answers, counts)
+            lambda x: jnp.swapaxes(x.reshape(size, -1, *x.shape[1:]), 0, 1),
+            (inputs, answers, counts),
         )
 
         # Without checkpoints the backward pass would keep the activations of every microbatch.
@@ -154,6 +192,17 @@ class Task(eqx.Module):
 
         zero = jnp.zeros((), weights.dtype)
         return jax.lax.scan(add, (zero, zero), batches)[0]
+
+
+def _divisible(memory: Memory, devices: int) -> Memory:
+    """Microbatches that as many devices share evenly."""
+    return memory._replace(microbatch=-(-memory.microbatch // devices) * devices)
+
+
+def _filled_up(examples: Shaped[np.ndarray, "n ..."], multiple: int) -> Shaped[np.ndarray, "m ..."]:
+    """The examples, and the first of them again until `multiple` divides their number."""
+    n = len(examples)
+    return examples[np.arange(n + -n % multiple) % n]
 
 
 class FunctionTask(eqx.Module):
@@ -169,6 +218,10 @@ class FunctionTask(eqx.Module):
     def num_parameters(self) -> int:
         """d, the length of the weights."""
         return self.initial_weights.size
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The initial weights on the host."""
+        return {"initial_weights": to_host(self.initial_weights)}
 
     @property
     def unravel(self) -> Callable[[Float[Array, " d"]], Float[Array, " d"]]:
@@ -198,8 +251,9 @@ class Minibatch(eqx.Module):
         self, weights: Float[Array, " d"], step: Int[Array, ""], key: PRNGKeyArray
     ) -> Float[Array, ""]:
         inputs, answers = self.task.train_inputs, self.task.train_answers
-        per_epoch = len(inputs) // self.size
-        order = jr.permutation(jr.fold_in(key, step // per_epoch), len(inputs))
+        number = self.task.train_number
+        per_epoch = number // self.size
+        order = jr.permutation(jr.fold_in(key, step // per_epoch), number)
         rows = jax.lax.dynamic_slice(order, (step % per_epoch * self.size,), (self.size,))
         return self.task.loss(self.task.predict(weights, inputs[rows]), answers[rows])
 
