@@ -25,6 +25,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from centralflow_eqx.errors import InputError
 from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.drive import drive
 from centralflow_eqx.experiment.memory import estimate_peak
 from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.spec import Spec, load_spec
@@ -111,12 +112,10 @@ def measure(path: Path, overrides: Sequence[str], steps: int) -> FullSize:
         step_size = EFFECTIVE / sharpness(task)
         chosen = [*overrides, "processes=[central]", f"steps={steps}", f"optimizer.lr={step_size}"]
         spec, task = load(path, chosen, Path(folder))
-    seconds, rows = [], prepare(spec, task)
-    for _ in range(steps):
-        start = time.perf_counter()
-        row = next(rows)
+    seconds, start = [], time.perf_counter()
+    for row in drive(*prepare(spec, task), steps):
         seconds.append(time.perf_counter() - start)
-        series = row.series["central"]
+        start, series = time.perf_counter(), row.series["central"]
         if len(seconds) == 1:
             first = series
     chunk = spec.memory.hvp_chunk

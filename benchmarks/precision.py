@@ -1,7 +1,8 @@
 """How exact derivatives are in float32: `python -m benchmarks.precision`.
 
 Small instances of every model over random examples. Prints, as a Markdown table, the relative
-distance of each derivative in float32 from that in float64, at the same weights and along the same
+distance of each derivative in float32, on this machine's accelerator if it has one, from that in
+float64 on its CPU, at the same weights and along the same
 direction: approximately the leading eigenvector of the Hessian.
 """
 
@@ -28,6 +29,7 @@ from centralflow_eqx.models import (
     Transformer,
     ViT,
 )
+from centralflow_eqx.placement import Placement
 from centralflow_eqx.task import Task
 
 from .tables import table
@@ -73,7 +75,8 @@ def build(model: AbstractModel, interface: Interface, dtype: str) -> Task:
     data = Dataset(inputs, labels, None, None, interface.outputs, interface.vocabulary)
     network = model.build(interface, jax.random.key(0))
     initial = Task(network, CrossEntropy(), data, "float32").initial_weights
-    return Task(network, CrossEntropy(), data, dtype, initial)
+    exact = Placement(tuple(jax.devices("cpu")[:1])) if dtype == "float64" else None
+    return Task(network, CrossEntropy(), data, dtype, initial, placement=exact)
 
 
 def product(task: Task, w: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -103,11 +106,11 @@ def derivatives(task: Task, u: Float[Array, " d"]) -> list[Float[Array, " d"]]:
 def measure(name: str) -> Precision:
     """Compare both precisions."""
     single, double = (build(*MODELS[name], dtype) for dtype in ("float32", "float64"))
-    u = leading_direction(double).astype(jnp.float32)
-    found, exact = derivatives(single, u), derivatives(double, u.astype(jnp.float64))
+    u = np.asarray(leading_direction(double), np.float32)
+    found, exact = derivatives(single, u), derivatives(double, u.astype(np.float64))
     errors = [
-        float(jnp.linalg.norm(f - e) / jnp.linalg.norm(e))
-        for f, e in zip(found, exact, strict=True)
+        float(np.linalg.norm(np.asarray(f, np.float64) - e) / np.linalg.norm(e))
+        for f, e in zip(found, map(np.asarray, exact), strict=True)
     ]
     return Precision(name, double.num_parameters, *errors)
 

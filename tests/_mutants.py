@@ -37,6 +37,7 @@ record: {every: 2, exact: true, weights_every: 4, coordinates: [0, 3], examples:
   preconditioners_every: 4, raw_spectra: false}
 memory: {microbatch: 4, hvp_chunk: 1, remat: true}
 minibatch: {size: 4}
+devices: auto
 distributed: off
 output: {dir: results/here}
 checkpoint: {every: 0, keep: 2}

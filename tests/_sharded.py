@@ -4,17 +4,16 @@ Prints the largest differences, relative to the size of what is compared, as JSO
 """
 
 import json
-import re
 import sys
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
 import numpy as np
 
 import centralflow_eqx as cf
+from benchmarks.scale import compile_program, exchanges, programs
 from centralflow_eqx.engine.curvature import (
     EigenTracker,
     local_model,
@@ -80,31 +79,10 @@ def compare_derivatives():
     return found
 
 
-def collectives(function, *arguments):
-    """The reductions and other exchanges in the compiled program, and bytes that they move."""
-    text = eqx.filter_jit(function).lower(*arguments).compile().compiled.as_text()
-    pattern = r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\("
-    sizes = {"f64": 8, "f32": 4, "s32": 4, "pred": 1, "s64": 8, "u32": 4}
-    found = []
-    for shapes, kind in re.findall(pattern, text):
-        parts = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-        total = sum(
-            sizes[t] * int(np.prod([int(i) for i in dims.split(",") if i])) for t, dims in parts
-        )
-        found.append((kind, total))
-    return found
-
-
 def count_collectives():
     task = make(8)
-    w = task.initial_weights
-    found = {"d": w.size, "gradient": collectives(lambda t, w: jax.value_and_grad(t)(w), task, w)}
-    for columns in (1, 6):
-        V = jnp.ones((w.size, columns))
-        found[f"products {columns}"] = collectives(
-            lambda t, w, V: local_model(t, w, 2**30).hvps(V), task, w, V
-        )
-    return found
+    found = {name: exchanges(compile_program(*program)) for name, program in programs(task).items()}
+    return {"d": task.num_parameters, "exchanges": found}
 
 
 def compare_steps(name):

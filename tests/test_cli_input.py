@@ -235,17 +235,6 @@ def test_a_long_list_of_mistakes_is_found_in_no_time(refused):
     assert time.process_time() - begin < 5
 
 
-@pytest.mark.parametrize(
-    "section",
-    [
-        "distributed: auto",
-        "distributed: {coordinator: a, processes: 2, index: 0}",
-    ],
-)
-def test_what_is_not_implemented_is_refused_not_ignored(refused, section):
-    assert any("not supported by this version" in line for line in refused(SPEC + section + "\n"))
-
-
 def test_all_problems_are_reported_at_once_in_the_order_of_the_file(refused):
     text = SPEC.replace("0.4", "-1").replace("float64", "half").replace("steps", "setps")
     lines = refused(text + "seed: 1\nseed: 2\n", "processes=[x]", "model.widths=q")

@@ -176,6 +176,7 @@ def test_defaults_are_those_of_the_contract(load):
         },
         "minibatch": {"size": 0},
         "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
+        "devices": "auto",
         "distributed": "off",
         "checkpoint": {"every": None, "keep": 2},
     }

@@ -563,7 +563,9 @@ def test_a_job_of_a_cluster(spec, command):
     assert "report.html" in output
 
 
-def test_jobs_that_slurm_has_are_not_submitted_again(spec, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def slurm(monkeypatch, tmp_path):
+    """A file with what was submitted to a cluster that starts nothing, and is not waited for."""
     calls = tmp_path / "calls"
     scripts = {
         "srun": "",
@@ -582,6 +584,10 @@ def test_jobs_that_slurm_has_are_not_submitted_again(spec, capsys, monkeypatch, 
     monkeypatch.setattr(
         "centralflow_eqx.sweep.cluster.time", types.SimpleNamespace(sleep=impatient)
     )
+    return calls
+
+
+def test_jobs_that_slurm_has_are_not_submitted_again(spec, capsys, slurm):
     spec("sweep:\n  grid: {seed: [0, 1]}\n")
     flags = ["--slurm", "--workers", "1", "--slurm-set", "timeout_min=33"]
     for _ in range(2):
@@ -590,9 +596,20 @@ def test_jobs_that_slurm_has_are_not_submitted_again(spec, capsys, monkeypatch, 
         assert "seed=0: started, 1 of 2, job 7_0, log " in error
         assert "seed=1: started, 2 of 2, job 7_1, log " in error
         assert "interrupted; 0 of 2 members are done. Jobs go on by themselves" in error
-    script = calls.read_text()
+    script = slurm.read_text()
     assert script.count("#SBATCH --array=0-1%1\n") == 1
     assert "#SBATCH --time=33\n" in script
+
+
+def test_processes_of_one_job_share_its_run(spec, capsys, slurm):
+    sweep = "sweep:\n  grid: {seed: [0, 1]}\n"
+    spec(sweep)
+    flags = ["--slurm", "--slurm-set", "tasks_per_node=2"]
+    assert main(["sweep", "s.yaml", *flags]) == ExitCode.BAD_INPUT
+    assert "distributed: jobs of several tasks need `distributed: auto`" in capsys.readouterr().err
+    assert not slurm.exists()
+    assert main(["sweep", "s.yaml", *flags, "--set", "distributed=auto"]) == ExitCode.INTERRUPTED
+    assert "#SBATCH --ntasks-per-node=2\n" in slurm.read_text()
 
 
 @pytest.mark.parametrize(

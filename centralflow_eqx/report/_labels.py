@@ -15,6 +15,7 @@ _HOUSEKEEPING = (
     "name",
     "output",
     "checkpoint",
+    "devices",
     "distributed",
     "memory",
     "processes",

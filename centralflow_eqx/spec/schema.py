@@ -269,7 +269,7 @@ class Spec(Section):
     """What shares the examples; auto: all accelerators, or one CPU; all; so many; or kinds."""
     distributed: Annotated[
         Literal["auto", "off"] | Cluster,
-        Allowed('"auto", "off", or {coordinator: host:port, processes: N, index: I}'),
+        Allowed('"auto", "off", or {coordinator: host:port, processes: N, index: 0 to N - 1}'),
     ] = "off"
     """Processes that share the run; auto: those that the scheduler (SLURM, MPI) has started."""
     output: Output = Output()

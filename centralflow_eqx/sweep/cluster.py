@@ -21,6 +21,8 @@ from .folder import run_arguments
 
 _POLL_SECONDS = 1.0
 _DEFAULTS = {"timeout_min": 60}
+_TASKS = "tasks_per_node", "nodes", "slurm_ntasks_per_node", "slurm_nodes", "slurm_ntasks"
+"""Parameters of which any above 1 has a job start several processes."""
 
 
 def parse_settings(settings: Sequence[str], flag: str = "--slurm-set") -> dict[str, Any]:
@@ -48,6 +50,7 @@ def on_cluster(cluster: str, settings: dict[str, Any], folder: Path, user_code: 
         _executor(cluster, Path(scratch), settings)
 
     def run(members: Sequence[Spec]) -> Generator[Event, None, None]:
+        _check_tasks(settings, members)
         executor = _executor(cluster, folder / "submitit", settings)
         jobs = _unfinished(cluster, folder / "submitit")
         jobs = {member.name: jobs[member.name] for member in members if member.name in jobs}
@@ -70,6 +73,16 @@ def on_cluster(cluster: str, settings: dict[str, Any], folder: Path, user_code: 
                 yield Event(member, _code(job), str(job.paths.stderr))
 
     return run
+
+
+def _check_tasks(settings: dict[str, Any], members: Sequence[Spec]) -> None:
+    """Refuse jobs of several processes that would all write the same run."""
+    if all(settings.get(name, 1) in (1, None) for name in _TASKS):
+        return
+    alone = [spec for spec in members if spec.distributed != "auto"]
+    if alone:
+        message = "jobs of several tasks need `distributed: auto`, with which they share a run"
+        raise InputError([spec.problem("distributed", message) for spec in alone[:1]])
 
 
 def _submitit() -> Any:
@@ -139,8 +152,11 @@ class _Command:
 
 
 def _code(job: Any) -> int:
-    """The exit code of a job that ended; one that was killed left none."""
+    """The exit code of a job that ended; one that was killed left none.
+
+    The first of several processes has reported.
+    """
     try:
-        return int(job.result())
+        return int(job.results()[0])
     except Exception:  # submitit's, for a job without a result
         return ExitCode.BUG

@@ -1,0 +1,135 @@
+"""What devices exchange in a run that they share: `python -m benchmarks.scale [--devices 1 2 4 8]`.
+
+Every number of devices has a process of its own, where CPUs stand in for devices that are not
+there. Prints Markdown tables of what the compiled programs of a gradient, of blocks of
+Hessian-vector products and of a third derivative exchange (number and bytes), and of the memory
+that they need on each device: with as many examples for any number of devices (strong scaling), and
+with as many for each device (weak scaling). With real devices, `--real`, it times them, too.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import centralflow_eqx as cf
+from centralflow_eqx.engine.curvature import local_model, third_derivative
+from centralflow_eqx.task import Task
+
+from .tables import table
+
+EXAMPLES, EACH = 840, 105
+"""Examples for all devices, and for each."""
+COLUMNS = 1, 8
+ALL_AT_ONCE = 2**30
+HEADER = ("devices", "examples", "of", "exchanges", "KiB", "memory on each, MiB")
+_KINDS = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+_BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
+_REPEATS = 20
+
+
+def exchanges(compiled: Any) -> list[tuple[str, int]]:
+    """The collective operations of a compiled program, and the bytes that each moves."""
+    found = []
+    for shapes, kind in re.findall(rf"= (.*?) ({_KINDS})(?:-start)?\(", compiled.as_text()):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        sizes = [_BYTES[t] * np.prod([int(i) for i in n.split(",") if i]) for t, n in arrays]
+        found.append((kind, int(sum(sizes))))
+    return found
+
+
+def programs(task: Task) -> dict[str, tuple[Callable, tuple]]:
+    """What a step of a flow consists of, with arguments."""
+    w = task.initial_weights
+
+    def products(task: Task, w: jax.Array, V: jax.Array) -> jax.Array:
+        return local_model(task, w, ALL_AT_ONCE).hvps(V)
+
+    def third(task: Task, w: jax.Array, u: jax.Array) -> jax.Array:
+        return third_derivative(task, w, u, u)
+
+    blocks = {
+        f"{k} products": (products, (task, w, jnp.ones((w.size, k), w.dtype))) for k in COLUMNS
+    }
+    return {
+        "gradient": (lambda task, w: jax.value_and_grad(task)(w), (task, w)),
+        **blocks,
+        "third derivative": (third, (task, w, jnp.ones_like(w))),
+    }
+
+
+def compile_program(function: Callable, arguments: tuple) -> Any:
+    """The program of XLA."""
+    return eqx.filter_jit(function).lower(*arguments).compile().compiled
+
+
+def measure(devices: int, examples: int, timed: bool) -> list[list[str]]:
+    """Rows of the table for as many devices of this process."""
+    data, model = cf.data.Digits(n=examples), cf.models.MLP((128, 128))
+    task = cf.make_task(data, model, cf.losses.CrossEntropy(), devices=devices)
+    rows = []
+    for name, (function, arguments) in programs(task).items():
+        compiled = compile_program(function, arguments)
+        moved = exchanges(compiled)
+        memory = compiled.memory_analysis()
+        total = sum(size for _, size in moved) / 2**10
+        row = [str(devices), str(examples), name, str(len(moved)), f"{total:.1f}"]
+        row.append(f"{(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:.2f}")
+        if timed:
+            row.append(f"{1e3 * _seconds(function, arguments):.2f}")
+        rows.append(row)
+    return rows
+
+
+def _seconds(function: Callable, arguments: tuple) -> float:
+    jitted, seconds = eqx.filter_jit(function), []
+    for _ in range(_REPEATS + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(jitted(*arguments))
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
+
+
+def measure_apart(devices: int, examples: int, real: bool) -> list[list[str]]:
+    """`measure` in a process that has so many devices."""
+    forced = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | ({} if real else {"XLA_FLAGS": forced, "JAX_PLATFORMS": "cpu"})
+    command = [sys.executable, "-m", __spec__.name, "--measure", str(devices), str(examples)]
+    command += ["--real"] if real else []
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def tables(devices: Sequence[int], real: bool) -> str:
+    """Both tables."""
+    header = (*HEADER, "ms") if real else HEADER
+    strong = [row for n in devices for row in measure_apart(n, EXAMPLES, real)]
+    weak = [row for n in devices for row in measure_apart(n, EACH * n, real)]
+    return f"Strong scaling:\n\n{table(header, strong)}\n\nWeak scaling:\n\n{table(header, weak)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N")
+    parser.add_argument("--real", action="store_true", help="on the devices there are, and timed")
+    parser.add_argument("--measure", type=int, nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(*arguments.measure, timed=arguments.real)))
+    else:
+        print(tables(arguments.devices, arguments.real))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Runs that several devices, or several processes, share."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from _runs import contents
+
+from centralflow_eqx.cli import main
+from centralflow_eqx.errors import OptionError
+from centralflow_eqx.placement import Placement, choose_devices, place, to_host
+
+FORCED = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+
+
+def sharded(action):
+    """What `_sharded.py` finds out in a process with eight devices."""
+    script = Path(__file__).with_name("_sharded.py")
+    env = os.environ | FORCED | {"PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run([sys.executable, script, action], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_devices_change_rounding_alone():
+    """100 examples on 8 devices and on 7, which do not divide them, also in microbatches."""
+    found = sharded("derivatives")
+    assert len(found) == 2 * 2 * 9
+    # An eigenvector is as accurate as its residual by the gap to the next, 1e-13 by some 1e-1.
+    assert max(found.values()) < 1e-11
+
+
+def test_a_gradient_and_a_block_of_products_take_one_reduction():
+    found = sharded("collectives")
+    size, exchanges = 8 * found["d"], found["exchanges"]
+    # Nothing is gathered, and beside vectors only a number or two are added up.
+    assert {kind for moved in exchanges.values() for kind, _ in moved} == {"all-reduce"}
+    large = {name: [n for _, n in moved if n > 64] for name, moved in exchanges.items()}
+    assert large["gradient"] == [size]
+    for columns in (1, 8):
+        (moved,) = large[f"{columns} products"]
+        assert columns * size <= moved <= 1.5 * columns * size
+    assert len(large["third derivative"]) == 1
+    assert len(exchanges["1 products"]) == len(exchanges["8 products"]) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["gd", "rmsprop", "adam"])
+def test_steps_on_several_devices(optimizer):
+    assert max(sharded(optimizer).values()) < 1e-10
+
+
+SPEC = """\
+name: small
+precision: float64
+data: {type: moons, n: 31}
+model: {type: mlp, widths: [4], activation: tanh}
+loss: {type: mse}
+optimizer: {type: gd, lr: 0.8}
+processes: [discrete, midpoint, central]
+eigen: {tol: 1e-12}
+steps: 12
+"""
+
+
+def together(arguments, env=None):
+    """The same command in two processes of one run; what they printed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "centralflow_eqx", *arguments, "--set"),
+                f"distributed={{coordinator: localhost:{port}, processes: 2, index: {index}}}",
+            ],
+            env=os.environ | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    printed = [process.communicate(timeout=600) for process in started]
+    assert [process.returncode for process in started] == [0, 0], printed
+    return printed
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_run(tmp_path, monkeypatch):
+    """Two of them, then one that goes on, have the rows of one alone."""
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC)
+    (first, _), (other, _) = together(["run", "spec.yaml", "--set", "steps=8"])
+    assert "report.html" in first and not other
+    assert main(["resume", "runs/small", "--steps", "12", "--set", "distributed=off"]) == 0
+    assert main(["run", "spec.yaml", "--set", "output.dir=alone"]) == 0
+    shared, alone = contents(Path("runs/small"))[0], contents(Path("alone/small"))[0]
+    for name in alone:
+        if name.endswith(("train_loss", "eigenvalues", "predicted_loss", "sigma_eigenvalues")):
+            np.testing.assert_allclose(shared[name], alone[name], rtol=1e-10, atol=1e-10)
+
+
+def test_devices_are_chosen_by_number_or_kind():
+    (only,) = choose_devices("all")
+    assert choose_devices("auto") == choose_devices(1) == choose_devices(["cpu"]) == [only]
+    assert place("auto") is None
+    with pytest.raises(OptionError, match="devices: there are 1 of kind cpu, not 3"):
+        choose_devices(3)
+    with pytest.raises(OptionError, match="devices: there are none of kind 'H100', only cpu"):
+        choose_devices(["H100"])
+
+
+def test_what_is_on_all_devices_stays_where_it_is():
+    placement = Placement(tuple(jax.devices()))
+    tree = {"w": np.arange(3.0), "key": jax.random.key(3), "name": "x"}
+    copied = placement.copy(tree)
+    assert copied["name"] == "x"
+    assert placement.copy(copied)["w"] is copied["w"]
+    np.testing.assert_array_equal(to_host(copied["w"]), tree["w"])
+    assert jax.random.key_data(copied["key"]).tolist() == jax.random.key_data(tree["key"]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("devices=5", "devices: there are 1 of kind cpu, not 5"),
+        ("devices=0", "devices: must be"),
+        ("devices=[H100]", "devices: there are none of kind 'H100', only cpu"),
+        ("distributed={coordinator: a, processes: 2, index: 0}", "distributed.coordinator: "),
+        ("distributed={coordinator: 'a:1', processes: 2, index: 2}", "index: 0 to N - 1}, got"),
+    ],
+)
+def test_devices_that_are_not_there(tmp_path, monkeypatch, capsys, change, line):
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC)
+    assert main(["run", "spec.yaml", "--set", change]) == 2
+    assert line in capsys.readouterr().err
