@@ -1,4 +1,4 @@
-"""The built pages are looked through: links lead somewhere, and nothing is fetched from elsewhere."""
+"""Built pages are looked through: links lead somewhere, nothing is fetched from elsewhere."""
 
 import logging
 from html.parser import HTMLParser

@@ -1,5 +1,7 @@
 """The reference of specs, from the models that check them."""
 
+import re
+
 from pydantic_core import to_json
 
 _MARKS = {"<!-- keys -->": "keys", "<!-- components -->": "components"}
@@ -73,5 +75,5 @@ def _text(words):
     """One line, in which nothing is taken for Markdown but code."""
     line = " ".join(words.split())
     parts = line.split("`")
-    parts[::2] = [part.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;") for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*_<])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)
