@@ -22,7 +22,6 @@ FIGURES = {
     "learning_rates": "figures/loss_sharpness.png",
     "ablated_rmsprop": "figures/loss.png",
     "predictions": "figures/nu.png",
-    "stationarity": "figures/stationary_cosine.png",
     "beta2": "figures/stabilisation.png",
     "accuracy": "figures/closeness.png",
 }

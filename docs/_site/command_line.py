@@ -1,9 +1,13 @@
 """The reference of the command line, from the parser that reads it."""
 
 import argparse
-import textwrap
+from unittest import mock
 
 _MARK = "<!-- commands -->"
+
+
+class _Caught(Exception):
+    """Carries the parser that was about to read arguments."""
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -11,23 +15,31 @@ def on_page_markdown(markdown, page, config, files):
     return markdown.replace(_MARK, commands()) if _MARK in markdown else markdown
 
 
+def parser():
+    """The parser that `main` would read arguments with, wherever it is built."""
+    from centralflow_eqx.cli import main
+
+    def caught(self, *_):
+        raise _Caught(self)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", caught):
+        try:
+            main([])
+        except _Caught as found:
+            return found.args[0]
+    raise RuntimeError("the command line does not read its arguments by argparse")
+
+
 def commands():
     """What `--help` says, of the program and of each of its commands, in Markdown."""
-    from centralflow_eqx.cli import _parser
-
-    parser = _parser()
-    (subparsers,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    pages = [_help(parser)]
-    for name, command in subparsers.choices.items():
-        pages.append(f"## {name}\n\n{_help(command)}")
-    return "\n\n".join(pages)
+    program = parser()
+    (subparsers,) = (a for a in program._actions if isinstance(a, argparse._SubParsersAction))
+    parts = [_help(program)]
+    parts += [f"## {name}\n\n{_help(command)}" for name, command in subparsers.choices.items()]
+    return "\n\n".join(parts)
 
 
-def _help(parser):
-    # An argparse help is as wide as the terminal.
-    parser.formatter_class = _wide(parser.formatter_class)
-    return f"```text\n{textwrap.dedent(parser.format_help()).rstrip()}\n```"
-
-
-def _wide(formatter):
-    return lambda prog: formatter(prog, width=88, max_help_position=26)
+def _help(command):
+    wide = command.formatter_class  # as wide as the terminal, if nobody says how wide
+    command.formatter_class = lambda prog: wide(prog, width=88, max_help_position=26)
+    return f"```text\n{command.format_help().strip()}\n```"

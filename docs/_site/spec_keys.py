@@ -4,15 +4,12 @@ import re
 
 from pydantic_core import to_json
 
-_MARKS = {"<!-- keys -->": "keys", "<!-- components -->": "components"}
-
 
 def on_page_markdown(markdown, page, config, files):
     """MkDocs calls it with the text of a page."""
-    makers = {"keys": keys, "components": components}
-    for mark, name in _MARKS.items():
+    for mark, made in MARKS.items():
         if mark in markdown:
-            markdown = markdown.replace(mark, makers[name]())
+            markdown = markdown.replace(mark, made())
     return markdown
 
 
@@ -77,3 +74,6 @@ def _text(words):
     parts = line.split("`")
     parts[::2] = [re.sub(r"([*_<])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)
+
+
+MARKS = {"<!-- keys -->": keys, "<!-- components -->": components}
