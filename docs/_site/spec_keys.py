@@ -16,14 +16,16 @@ def on_page_markdown(markdown, page, config, files):
 def keys():
     """The keys at the top of a spec, and those of its sections."""
     from centralflow_eqx.options import Section
-    from centralflow_eqx.spec.schema import COMPONENTS, spec_model
+    from centralflow_eqx.spec.schema import COMPONENTS, Spec, spec_model
     from centralflow_eqx.spec.wording import _models
 
     fields = spec_model().model_fields
     own = {n: f for n, f in fields.items() if n not in COMPONENTS}
     sections = {name: _models(field.annotation) for name, field in own.items()}
     plain = {name: field for name, field in own.items() if not sections[name]}
-    parts = [_table(plain)]
+    # What the registries say of a field replaces its definition, and with it the description.
+    meanings = {name: field.description for name, field in Spec.model_fields.items()}
+    parts = [_table(plain, meanings)]
     for name, models in sections.items():
         if models and issubclass(models[0], Section):
             parts += [f"### {name}", _text(models[0].__doc__), _table(models[0].model_fields)]
@@ -46,17 +48,18 @@ def components():
     return "\n\n".join(parts)
 
 
-def _table(fields):
-    rows = [f"| `{name}` | {_cell(field)} |" for name, field in fields.items()]
+def _table(fields, meanings=None):
+    meanings = meanings or {name: field.description for name, field in fields.items()}
+    rows = [f"| `{name}` | {_cells(field, meanings[name])} |" for name, field in fields.items()]
     head = "| key | value | default | meaning |\n| --- | --- | --- | --- |"
     return "\n".join([head, *rows])
 
 
-def _cell(field):
+def _cells(field, meaning):
     from centralflow_eqx.spec.wording import describe
 
     allowed = describe(field.annotation, tuple(field.metadata))
-    words = (allowed, _default(field), _text(field.description or ""))
+    words = (allowed, _default(field), _text(meaning or ""))
     return " | ".join(word.replace("|", "\\|") for word in words)
 
 
