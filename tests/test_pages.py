@@ -82,7 +82,7 @@ def test_scripts_and_modules_that_are_to_be_run_exist():
 def test_links_to_files_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists() or target in ("contributing.md", "changelog.md")
+            assert (page.parent / target).exists()
 
 
 @each_page

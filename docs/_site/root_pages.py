@@ -14,3 +14,10 @@ def on_files(files, config):
         content = (root / name).read_text().replace("](docs/", "](")
         files.append(File.generated(config, name.lower(), content=content))
     return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """MkDocs calls it with the text of a page."""
+    for name in _PAGES:
+        markdown = markdown.replace(f"](../{name}", f"]({name.lower()}")
+    return markdown
