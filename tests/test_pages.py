@@ -4,6 +4,7 @@ import ast
 import re
 import runpy
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -153,6 +154,21 @@ def test_the_readmes_tables_are_columns_of_the_long_ones(name, page):
     columns = [long[0].index(column) for column in short[0]]
     assert len(short) > 5
     assert all(row in [[other[i] for i in columns] for other in long] for row in short)
+
+
+def test_links_of_built_pages_are_looked_through(tmp_path, caplog):
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top">A</h1><a href="b.html#end">b</a><a href="c.html">c</a>'
+        '<a href="https://example.org">elsewhere</a><script src="https://example.org/x.js"></script>'
+    )
+    (tmp_path / "b.html").write_text('<a href="a.html#top">a</a><img src="a.png">')
+    hook("links")["on_post_build"](SimpleNamespace(site_dir=str(tmp_path)))
+    assert [record.getMessage() for record in caplog.records] == [
+        "a.html: b.html#end has no such place",
+        "a.html: c.html leads nowhere",
+        "a.html: https://example.org/x.js is fetched from elsewhere",
+        "b.html: a.png leads nowhere",
+    ]
 
 
 def test_citation_and_changes_are_of_this_version():
