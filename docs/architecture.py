@@ -14,6 +14,7 @@ COLUMNS = {
     "precision": 0,
     "task": 0,
     "data": 1,
+    "placement": 1,
     "losses": 2,
     "experiment": 2,
     "sweep": 2,
@@ -28,9 +29,12 @@ COLUMNS = {
     "optimizers": 4,
     "engine": 4,
     "processes": 4,
-    "cache": 5,
+    "hosts": 5,
+    "cache": 6,
 }
 """Where a room stands in its row."""
+OUTSIDE = 5
+"""Arrows to this column and beyond go past everything else."""
 WIDTH, HEIGHT, ACROSS, DOWN, MARGIN = 112, 30, 136, 54, 12
 # Boxes bring their own ground, and grey is seen on white and on black.
 HEAD = """\
@@ -81,7 +85,7 @@ def draw(
         for other in sorted(imports[room]):
             (x, y), (to_x, to_y) = place(room), place(other)
             below = to_y + HEIGHT
-            if COLUMNS[other] == right:  # past everything between
+            if COLUMNS[other] >= OUTSIDE > COLUMNS[room]:
                 yield f'<path d="M{x + WIDTH / 2:g} {y + HEIGHT / 2:g} H{to_x:g} V{below:g}"/>'
             else:
                 yield f'<path d="M{x:g} {y:g} L{to_x:g} {below:g}"/>'

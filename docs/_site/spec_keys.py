@@ -17,12 +17,13 @@ def keys():
     """The keys at the top of a spec, and those of its sections."""
     from centralflow_eqx.options import Section
     from centralflow_eqx.spec.schema import COMPONENTS, Spec, spec_model
-    from centralflow_eqx.spec.wording import _models
+    from centralflow_eqx.spec.wording import _models, _several
 
     fields = spec_model().model_fields
     own = {n: f for n, f in fields.items() if n not in COMPONENTS}
     sections = {name: _models(field.annotation) for name, field in own.items()}
-    plain = {name: field for name, field in own.items() if not sections[name]}
+    # Some keys are a mapping or, instead, a value.
+    plain = {n: f for n, f in own.items() if not sections[n] or _several(f.annotation)}
     # What the registries say of a field replaces its definition, and with it the description.
     meanings = {name: field.description for name, field in Spec.model_fields.items()}
     parts = [_table(plain, meanings)]
