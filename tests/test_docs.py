@@ -3,22 +3,18 @@
 import re
 import runpy
 import shlex
-from pathlib import Path
 
 import jax
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 from _marks import quick
+from _pages import FROM_PYTHON, OWN_PROBLEM, ROOT, TUTORIAL, blocks
 
 from benchmarks.optax_rules import verdict
 from centralflow_eqx.cli import main
-from centralflow_eqx.spec import load_spec
+from centralflow_eqx.processes import PROCESSES
 
-ROOT = Path(__file__).parents[1]
-TUTORIAL = ROOT / "docs" / "write_an_optimizer.md"
-FROM_PYTHON = ROOT / "docs" / "from_python.md"
-OWN_PROBLEM = ROOT / "docs" / "your_own_problem.md"
 EXAMPLES = ROOT / "docs" / "examples"
 FIGURES = {
     "loss": ["loss"],
@@ -28,11 +24,6 @@ FIGURES = {
     "preconditioner": ["preconditioner"],
     "learning_rates": ["learning_rates"],
 }
-
-
-def blocks(path: Path, language: str) -> list[str]:
-    """The fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +69,13 @@ def test_the_tutorials_commands_print_and_leave_what_it_says(folder, monkeypatch
         pytest.param(TUTORIAL, id="tutorial"),
         pytest.param(FROM_PYTHON, id="from_python", marks=pytest.mark.slow),
         pytest.param(ROOT / "README.md", id="readme"),
+        pytest.param(ROOT / "docs" / "theory.md", id="theory"),
+        pytest.param(ROOT / "docs" / "write_a_process.md", id="process"),
     ],
 )
 def test_python_blocks_run(path, capsys, figures, monkeypatch):
     monkeypatch.chdir(figures)
+    monkeypatch.setattr(PROCESSES, "_components", dict(PROCESSES._components))  # one may be added
     names = {"jax": jax}
     for block in blocks(path, "python"):
         exec(compile(block, path.name, "exec"), names)
@@ -107,12 +101,6 @@ SAMPLE = ("sgd", "adabelief", "amsgrad", "lion", "noisy_sgd", "polyak_sgd")
 @pytest.mark.parametrize("name", quick(SAMPLE, "sgd", "lion", "noisy_sgd", "polyak_sgd"))
 def test_the_table_of_optax_is_what_its_script_makes(name):
     assert f"| `{name}` | {verdict(name)} |" in (ROOT / "docs" / "optax.md").read_text()
-
-
-def test_the_readmes_spec_is_valid(tmp_path):
-    text = blocks(ROOT / "README.md", "yaml")[0]
-    (tmp_path / "spec.yaml").write_text(text)
-    assert load_spec(tmp_path / "spec.yaml").name == "gd_moons"
 
 
 def test_every_script_is_tested_and_named():
