@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -45,6 +45,8 @@ from .arguments import (
 from .equilibrium import no_averages
 from .kept import Kept, fit
 from .state import Evaluate, Experiment, Notify, RunState
+
+T = TypeVar("T")
 
 _ROOM, _SPARE = 8, 2
 """Eigenpairs that there is room for at first, and beyond those that are tracked: growth compiles
@@ -132,14 +134,7 @@ def start(
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     notify("deriving the optimizer's response")
     response, w, s, value = respond(loss, optimizer, unravel, w, warm_start, rule_key)
-    rate = STATE_RATES[settings.state_rate]
-    if response.structure.maxima:  # long steps do not see that it begins to be exceeded
-        settings = replace(settings, max_step=min(settings.longest, 1.0))
-    placement = placement_of(w)
-    if placement is not None and not settings.hvp_chunk:
-        settings = replace(settings, hvp_chunk=_ALL)
-    resolved = settings.resolved(w.dtype, rate.restoration)
-    setting = Setting(loss, response, rate, resolved, minibatch)
+    setting = _setting(loss, response, settings, w, minibatch)
     members = _members(setting, processes)
     for why in filter(None, (probe.refusal(setting) for probe in probes)):
         raise UnsupportedRule(why)
@@ -157,13 +152,29 @@ def start(
     )
     raw_spectra = raw_spectra and has_raw_spectrum(setting)
     origin = _Origin(s, room, raw_spectra, survey_key, key)
-    if placement is not None:
-        experiment, origin = placement.copy((experiment, origin))
+    experiment, origin = _placed((experiment, origin), w)
     if kept is None:
         return experiment, _begin(experiment, origin, notify)
-    state = fit(_shapes(experiment, origin), kept)
-    state = state if placement is None else placement.copy(state)
+    state = _placed(fit(_shapes(experiment, origin), kept), w)
     return experiment, _go_on(experiment, state, notify)
+
+
+def _setting(
+    loss: Loss, response: Response, settings: Settings, w: Vector, minibatch: Minibatch | None
+) -> Setting:
+    """What processes share, with what the rule and the devices have to say of the settings."""
+    rate = STATE_RATES[settings.state_rate]
+    if response.structure.maxima:  # long steps do not see that it begins to be exceeded
+        settings = replace(settings, max_step=min(settings.longest, 1.0))
+    if placement_of(w) is not None and not settings.hvp_chunk:
+        settings = replace(settings, hvp_chunk=_ALL)
+    return Setting(loss, response, rate, settings.resolved(w.dtype, rate.restoration), minibatch)
+
+
+def _placed(tree: T, w: Vector) -> T:
+    """Arrays on the devices that the weights are on."""
+    placement = placement_of(w)
+    return tree if placement is None else placement.copy(tree)
 
 
 def _loss_limit(first: Float[Array, ""], times: float | None) -> Float[Array, ""]:
