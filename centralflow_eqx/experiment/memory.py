@@ -17,6 +17,8 @@ FUSED = 0.7
 def estimate_peak(loss: Loss, w: Vector, columns: int, chunk: int = 0) -> dict[str, int]:
     """Bytes that the largest intermediate arrays take, for each of what a flow's step computes.
 
+    Of those on one of the devices that the weights are on, which share the examples.
+
     Keys are "gradient", "hvps" (Hessian-vector products with `columns` vectors, `chunk` at a time)
     and "third_derivative"; the peak of a step is about the largest. Only shapes are traced. The
     vectors of the eigensolver itself, some 20 per column, are in "hvps".
@@ -30,7 +32,8 @@ def estimate_peak(loss: Loss, w: Vector, columns: int, chunk: int = 0) -> dict[s
             vector, vector
         ),
     }
-    peaks = {name: int(FUSED * peak_bytes(program.jaxpr)) for name, program in programs.items()}
+    share = FUSED / len(w.sharding.device_set)
+    peaks = {name: int(share * peak_bytes(program.jaxpr)) for name, program in programs.items()}
     basis = 20 * w.size * columns * jnp.dtype(w.dtype).itemsize
     return peaks | {"hvps": peaks["hvps"] + basis}
 
