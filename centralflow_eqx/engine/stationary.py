@@ -96,11 +96,13 @@ def solve_stationary(
     over all directions above `tracker.track_above`, then a share of the way to its solution. Each
     costs the eigensolver's products, converged for directions above `exact_above`, and no third
     derivative. Entries that never forget (counters) keep their values.
-    `tol`, on the relative change, is 1e-7 in float64 and 1e-4 in float32.
+    `tol`, on the relative change and on the eigenpairs, is 1e-7 in float64 and 1e-4 in float32.
     `products` of the returned pairs are those of all iterations, and they count as `converged` only
     if the state is too.
     """
     tol = tol or (1e-7 if w.dtype == jnp.float64 else 1e-4)
+    # An iteration comes no nearer than the eigenpairs that it goes by.
+    tracker = eqx.tree_at(lambda t: t.tol, tracker, jnp.minimum(jnp.asarray(tracker.tol), tol))
 
     def body(now: _Iterate) -> _Iterate:
         gain = response.gain(now.post, w)
