@@ -3,7 +3,15 @@
 import argparse
 
 from ..errors import ExitCode
-from .commands import Commands, add_cache, add_settings, add_spec, keep_programs, load
+from .commands import (
+    DEMONSTRATION,
+    Commands,
+    add_cache,
+    add_settings,
+    add_spec,
+    keep_programs,
+    load,
+)
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +33,7 @@ def add(commands: Commands) -> None:
     )
     add_cache(explain)
     for command in (validate, explain):
-        add_spec(command)
+        add_spec(command, DEMONSTRATION)
         add_settings(command)
 
 

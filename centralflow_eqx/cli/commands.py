@@ -1,14 +1,23 @@
 """What commands are declared with, and the arguments that several of them share."""
 
 import argparse
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..errors import InputError, Location, Problem
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..spec import Plan
 
+DEMONSTRATION = Path(__file__).parents[1] / "demo" / "edge_of_stability.yaml"
+"""What `run`, `validate` and `explain` take where no spec is given."""
+
+FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
+FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
 _SET_HELP = """override a key of the spec; VALUE is YAML; may be given several times. In a spec with
 a sweep, KEY is what its members have in common, sweep.grid.optimizer.lr=[0.1,0.2] varies one more
 key, sweep=... replaces the sweep and sweep=null drops it"""
@@ -21,6 +30,7 @@ class Commands:
     """The commands of a parser."""
 
     def __init__(self, parser: argparse.ArgumentParser):
+        self._parser = parser
         self._parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def names(self) -> tuple[str, ...]:
@@ -35,7 +45,10 @@ class Commands:
         examples: str,
         description: str = "",
     ) -> argparse.ArgumentParser:
-        """A command that calls `action` with its arguments; returns the parser of these."""
+        """A command that calls `action` with its arguments; returns the parser of these.
+
+        The arguments have the parsers, too: `command`, and `parser` of all commands.
+        """
         command = self._parsers.add_parser(
             name,
             help=summary,
@@ -43,15 +56,30 @@ class Commands:
             epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(action=action, command=command)
+        command.set_defaults(action=action, command=command, parser=self._parser)
         return command
 
 
-def add_spec(command: argparse.ArgumentParser) -> None:
-    """The argument SPEC."""
-    command.add_argument(
-        "spec", metavar="SPEC", help="a YAML spec; it can import and run Python code"
-    )
+def complete(argument: argparse.Action, how: dict[str, str]) -> None:
+    """Have shells complete an argument, in the words of shtab."""
+    argument.complete = how  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def add_spec(command: argparse.ArgumentParser, default: Path | None = None) -> None:
+    """The argument SPEC, which may be left out where there is a default."""
+    words = "a YAML spec; it can import and run Python code"
+    if default is None:
+        spec = command.add_argument("spec", metavar="SPEC", help=words)
+    else:
+        words += "; without it a demonstration that comes with the package"
+        spec = command.add_argument("spec", metavar="SPEC", nargs="?", default=default, help=words)
+    complete(spec, FILES)
+
+
+def add_run_dir(command: argparse.ArgumentParser, words: str = "a run directory") -> None:
+    """The argument RUN_DIR."""
+    run_dir = command.add_argument("run_dir", metavar="RUN_DIR", type=Path, help=words)
+    complete(run_dir, FOLDERS)
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:
@@ -78,7 +106,23 @@ def load(args: argparse.Namespace) -> "Plan":
     """What the spec that was given asks for."""
     from ..spec import load_plan
 
+    if args.spec == DEMONSTRATION:
+        print(f"no SPEC was given; a demonstration, to be copied: {DEMONSTRATION}")
     return load_plan(args.spec, args.set, args.user_code)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An `InputError` in place of the `OSError` of a file that cannot be written."""
+    try:
+        yield
+    except FileExistsError:
+        message = "exists already, and is left as it is; give another name, or remove it"
+        raise InputError([Problem(Location(str(path)), "", message)]) from None
+    except OSError as error:
+        message = f"cannot be written: {error.strerror}"
+        place = Location(str(error.filename or path))
+        raise InputError([Problem(place, "", message)]) from None
 
 
 def keep_programs(args: argparse.Namespace) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import did_you_mean
-from . import catalogue, check, report, run, sweep
+from . import catalogue, check, completion, new, report, run, runs, sweep
 from .commands import Commands
 
 _EXAMPLES = """\
 examples:
+  centralflow_eqx run                                   a demonstration, without a spec
+  centralflow_eqx new optimizer my_rule                 files to begin with
   centralflow_eqx list                                  what a spec can name
   centralflow_eqx validate specs/gd_moons.yaml          check a spec and its files
   centralflow_eqx explain specs/gd_moons.yaml           what is derived for its optimizer
@@ -19,6 +21,9 @@ examples:
   centralflow_eqx run specs/gd_moons.yaml --set optimizer.lr=0.2 --set name=small_lr
   centralflow_eqx sweep specs/gd_moons.yaml --set 'sweep.grid.optimizer.lr=[0.2, 0.4]'
   centralflow_eqx resume runs/gd_moons                  go on with a run that was interrupted
+  centralflow_eqx runs                                  what runs there are
+  centralflow_eqx show runs/gd_moons                    what happened in one
+  centralflow_eqx export runs/gd_moons                  its series as CSV
   centralflow_eqx report runs/gd_moons runs/small_lr    compare runs
   centralflow_eqx schema > spec.schema.json             completion in an editor
 
@@ -28,7 +33,7 @@ A spec can name classes of yours: their modules are imported and run as Python c
 exit codes: 0 done (also by a goal of `stop`), 1 a bug, 2 bad input, 3 numerical stop, 4 interrupted
 (Ctrl-C, a cluster's time limit, a full disk, too little memory): `resume` goes on
 """
-_GROUPS = run, sweep, check, report, catalogue
+_GROUPS = run, sweep, check, runs, report, new, catalogue, completion
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:

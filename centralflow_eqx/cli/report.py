@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..errors import ExitCode, InputError, Location, Problem
-from .commands import Commands
+from ..errors import ExitCode
+from .commands import FOLDERS, Commands, complete, writing
 
 
 def add(commands: Commands) -> None:
@@ -17,13 +17,14 @@ def add(commands: Commands) -> None:
         "  centralflow_eqx report runs/gd_moons runs/small_lr       compare two, in comparison/\n"
         "  centralflow_eqx report runs/my_sweep                     compare a sweep's members\n",
     )
-    report.add_argument(
+    run_dirs = report.add_argument(
         "run_dirs",
         metavar="RUN_DIR",
         nargs="+",
         type=Path,
         help="a run directory, or a folder of run directories",
     )
+    complete(run_dirs, FOLDERS)
     report.add_argument(
         "--output",
         metavar="DIR",
@@ -38,7 +39,7 @@ def _report(args: argparse.Namespace) -> int:
     from ..sweep import find_runs, is_run, is_sweep
 
     run_dirs = find_runs(args.run_dirs)
-    try:
+    with writing(args.output or run_dirs[0]):
         if len(args.run_dirs) == 1 and is_run(args.run_dirs[0]):
             page, text = write_report(run_dirs[0]), summarise(run_dirs[0])
         else:
@@ -48,10 +49,6 @@ def _report(args: argparse.Namespace) -> int:
             folder = args.output or sweep or Path("comparison")
             title = args.title or (sweep.name if sweep else folder.absolute().name)
             page, text = write_comparison(run_dirs, folder, title), summarise_comparison(run_dirs)
-    except OSError as error:
-        place = Location(str(error.filename or args.output))
-        message = f"cannot be written: {error.strerror}"
-        raise InputError([Problem(place, "", message)]) from None
     print(text)
     print(f"report: {page}")
     return ExitCode.DONE

@@ -1,11 +1,12 @@
 """`run` and `resume`."""
 
 import argparse
-from pathlib import Path
 
 from .commands import (
+    DEMONSTRATION,
     Commands,
     add_cache,
+    add_run_dir,
     add_settings,
     add_spec,
     console,
@@ -36,6 +37,7 @@ def _add_run(commands: Commands) -> None:
         "run",
         _run,
         "run the experiment of a spec, into <output.dir>/<name>; with a sweep, all its members",
+        "  centralflow_eqx run                                       a demonstration\n"
         "  centralflow_eqx run specs/gd_moons.yaml\n"
         "  centralflow_eqx run specs/gd_moons.yaml --set steps=50 --set 'processes=[central]'\n"
         "  centralflow_eqx run specs/gd_moons.yaml --set stop.loss_below=0.01\n",
@@ -51,7 +53,7 @@ def _add_run(commands: Commands) -> None:
     )
     _add_end_with_stdin(run)
     add_cache(run)
-    add_spec(run)
+    add_spec(run, DEMONSTRATION)
     add_settings(run)
 
 
@@ -65,7 +67,7 @@ def _add_resume(commands: Commands) -> None:
         "  centralflow_eqx resume runs/gd_moons --set stop.loss_below=0.01\n",
         _RESUME_TEXT,
     )
-    resume.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="a run directory")
+    add_run_dir(resume)
     resume.add_argument(
         "--steps", metavar="N", type=positive, help="the number of steps of the whole run"
     )
