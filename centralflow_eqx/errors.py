@@ -3,7 +3,9 @@
 import contextlib
 import difflib
 import enum
+import itertools
 import json
+import os
 import sys
 import sysconfig
 import traceback
@@ -14,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 _LIBRARIES = str(Path(__file__).parent), *map(sysconfig.get_path, ("purelib", "stdlib"))
+_MOST_ENTRIES = 1000
 
 
 class ExitCode(enum.IntEnum):
@@ -144,6 +147,36 @@ def did_you_mean(word: Any, allowed: Sequence[str]) -> str:
     """` (did you mean 'x'?)` if `word` is close to one of `allowed`, else nothing."""
     close = difflib.get_close_matches(str(word), allowed, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def did_you_mean_file(path: Path) -> str:
+    """` (did you mean 'specs/a.yaml'?)` if a file like the missing `path` is near, else nothing.
+
+    Looked for by its name in its folder and the folders in that, after a folder that does not
+    exist either was replaced by the nearest that does.
+    """
+    folder = Path(path.anchor)
+    with contextlib.suppress(OSError, ValueError):
+        for part in path.parent.relative_to(folder).parts:
+            folder /= part if part == ".." else _nearest(part, _entries(folder)) or part
+        here = _entries(folder)
+        name = _nearest(path.name, [entry for entry in here if (folder / entry).is_file()])
+        below = {path.name} | {f"{path.name}{end}" for end in (".yaml", ".yml")}
+        deeper = (folder / sub / name for sub in here for name in sorted(below))
+        found = folder / name if name else next(filter(Path.is_file, deeper), None)
+        return f" (did you mean '{found}'?)" if found else ""
+    return ""
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder, without hidden ones, and not more than can be looked at at once."""
+    names = itertools.islice((entry.name for entry in os.scandir(folder)), _MOST_ENTRIES)
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _nearest(name: str, names: Sequence[str]) -> str | None:
+    """The name itself, or the one that is most like it."""
+    return name if name in names else next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
 
 def show(value: Any, width: int = 60) -> str:

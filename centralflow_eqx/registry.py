@@ -22,7 +22,7 @@ from typing import Annotated, Any, Generic, TypeVar, cast
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from .errors import did_you_mean
+from .errors import did_you_mean, did_you_mean_file
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -112,7 +112,8 @@ def _absolute(path: Path, info: Any) -> Path:
 def _existing_file(path: Path, info: Any) -> Path:
     absolute = _absolute(path, info)
     if not os.path.isfile(absolute):  # unlike pathlib's, says no to a name that is too long
-        raise PydanticCustomError("worded", "no such file: {file}", {"file": str(absolute)})
+        words = {"file": str(absolute), "near": did_you_mean_file(absolute)}
+        raise PydanticCustomError("worded", "no such file: {file}{near}", words)
     return absolute
 
 

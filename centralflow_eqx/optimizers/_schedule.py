@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt
 from jaxtyping import Array, Float, Int
 from pydantic import Discriminator, Tag, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import Doc
 
 from ..options import Section, derived
 from ..registry import SpecType
@@ -128,5 +129,9 @@ def as_schedule(value: Any) -> Schedule:
     return Schedule(rule)
 
 
-LearningRate = Annotated[Schedule, SpecType(_Value, as_schedule)]
+LearningRate = Annotated[
+    Schedule,
+    SpecType(_Value, as_schedule),
+    Doc("Learning rate, or a schedule of Optax's over the optimizer's steps."),
+]
 """A field for a learning rate; in a spec a number > 0 or `{schedule: NAME, ...}`."""

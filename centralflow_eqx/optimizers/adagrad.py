@@ -1,14 +1,14 @@
 """AdaGrad."""
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge
 from jaxtyping import Array, Int, PyTree
 
 from ._base import AbstractOptimizer
+from ._fields import Eps
 from ._moments import over_root
 from ._registry import OPTIMIZERS
 from ._schedule import LearningRate, as_schedule
@@ -26,7 +26,7 @@ class AdaGrad(AbstractOptimizer):
     """AdaGrad: sum+ = sum + g^2, w+ = w - lr g / (sqrt(sum+) + eps)."""
 
     lr: LearningRate = eqx.field(converter=as_schedule)
-    eps: Annotated[float, Ge(0)] = 1e-8
+    eps: Eps = 1e-8
 
     def init(self, params: PyTree) -> AdaGradState:
         return AdaGradState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))

@@ -1,13 +1,11 @@
 """AdamW."""
 
-from typing import Annotated
-
 import equinox as eqx
-from annotated_types import Ge, Lt
 from jaxtyping import PyTree
 
 from ._base import AbstractOptimizer
 from ._decay import DecoupledDecay, DecoupledDecayState
+from ._fields import Beta1, Beta2, BiasCorrection, Eps, WeightDecay
 from ._registry import OPTIMIZERS
 from ._schedule import LearningRate, as_schedule
 from .adam import Adam
@@ -18,11 +16,11 @@ class AdamW(AbstractOptimizer):
     """Adam with decoupled weight decay: Adam's step and -lr weight_decay w."""
 
     lr: LearningRate = eqx.field(converter=as_schedule)
-    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
-    eps: Annotated[float, Ge(0)] = 1e-8
-    bias_correction: bool = True
-    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    beta1: Beta1 = 0.9
+    beta2: Beta2 = 0.999
+    eps: Eps = 1e-8
+    bias_correction: BiasCorrection = True
+    weight_decay: WeightDecay = 1e-4
 
     @property
     def rule(self) -> DecoupledDecay:

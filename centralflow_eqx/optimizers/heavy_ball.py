@@ -1,13 +1,11 @@
 """Heavy-ball momentum."""
 
-from typing import Annotated
-
 import equinox as eqx
 import jax
-from annotated_types import Ge, Lt
 from jaxtyping import PyTree
 
 from ._base import AbstractOptimizer
+from ._fields import Momentum
 from ._moments import MomentumState, init_momentum, update_momentum
 from ._registry import OPTIMIZERS
 from ._schedule import LearningRate, as_schedule
@@ -18,7 +16,7 @@ class HeavyBall(AbstractOptimizer):
     """Gradient descent with momentum: m+ = momentum m + g, w+ = w - lr m+."""
 
     lr: LearningRate = eqx.field(converter=as_schedule)
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    momentum: Momentum = 0.9
 
     def init(self, params: PyTree) -> MomentumState:
         return init_momentum(params)

@@ -1,13 +1,11 @@
 """NAdam."""
 
-from typing import Annotated
-
 import equinox as eqx
 import jax
-from annotated_types import Ge, Lt
 from jaxtyping import Array, PyTree
 
 from ._base import AbstractOptimizer
+from ._fields import Beta1, Beta2, BiasCorrection, Eps
 from ._moments import MomentsState, debias, ema, init_moments, over_root, update_moments
 from ._registry import OPTIMIZERS
 from ._schedule import LearningRate, as_schedule
@@ -18,10 +16,10 @@ class NAdam(AbstractOptimizer):
     """Adam with Nesterov momentum (Dozat, 2016): the step looks one average of g ahead."""
 
     lr: LearningRate = eqx.field(converter=as_schedule)
-    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
-    eps: Annotated[float, Ge(0)] = 1e-8
-    bias_correction: bool = True
+    beta1: Beta1 = 0.9
+    beta2: Beta2 = 0.999
+    eps: Eps = 1e-8
+    bias_correction: BiasCorrection = True
 
     def init(self, params: PyTree) -> MomentsState:
         return init_moments(params)

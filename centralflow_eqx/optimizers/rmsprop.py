@@ -1,14 +1,14 @@
 """RMSProp."""
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Lt
 from jaxtyping import Array, Int, PyTree
 
 from ._base import AbstractOptimizer
+from ._fields import Beta2, BiasCorrection, Eps
 from ._moments import debias, ema, over_root
 from ._registry import OPTIMIZERS
 from ._schedule import LearningRate, as_schedule
@@ -26,9 +26,9 @@ class RMSProp(AbstractOptimizer):
     """RMSProp: nu+ = beta2 nu + (1 - beta2) g^2, w+ = w - lr g / (sqrt(nu+) + eps)."""
 
     lr: LearningRate = eqx.field(converter=as_schedule)
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.99
-    eps: Annotated[float, Ge(0)] = 0.0
-    bias_correction: bool = False
+    beta2: Beta2 = 0.99
+    eps: Eps = 0.0
+    bias_correction: BiasCorrection = False
 
     def init(self, params: PyTree) -> RMSPropState:
         return RMSPropState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))

@@ -1,15 +1,15 @@
 """Scalar RMSProp."""
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from annotated_types import Ge, Lt
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._base import AbstractOptimizer
+from ._fields import Beta2, BiasCorrection, Eps
 from ._moments import debias, ema, over_root
 from ._registry import OPTIMIZERS
 from ._schedule import LearningRate, as_schedule
@@ -30,9 +30,9 @@ class ScalarRMSProp(AbstractOptimizer):
     """
 
     lr: LearningRate = eqx.field(converter=as_schedule)
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.99
-    eps: Annotated[float, Ge(0)] = 0.0
-    bias_correction: bool = False
+    beta2: Beta2 = 0.99
+    eps: Eps = 0.0
+    bias_correction: BiasCorrection = False
 
     def init(self, params: PyTree) -> ScalarRMSPropState:
         dtype = jnp.result_type(*jax.tree.leaves(params))

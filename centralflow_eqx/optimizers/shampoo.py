@@ -5,10 +5,12 @@ from typing import Annotated, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Gt
 from jaxtyping import Array, Float, Int, PyTree
+from typing_extensions import Doc
 
 from ._base import AbstractOptimizer
+from ._fields import Beta2, Eps
 from ._matrix_power import inverse_power
 from ._moments import ema, over_root
 from ._registry import OPTIMIZERS
@@ -46,9 +48,9 @@ class Shampoo(AbstractOptimizer):
     """
 
     lr: LearningRate = eqx.field(converter=as_schedule)
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.99
-    eps: Annotated[float, Ge(0)] = 1e-8
-    power: Annotated[float, Gt(0)] = 0.25
+    beta2: Beta2 = 0.99
+    eps: Eps = 1e-8
+    power: Annotated[float, Gt(0), Doc("Each factor is raised to minus this.")] = 0.25
 
     def init(self, params: PyTree) -> ShampooState:
         def zeros(w: Array) -> Factors | Array:

@@ -9,7 +9,7 @@ from ..record.reader import Run, load_run
 from . import _html
 from ._chart import Drawing, HeatMap
 from ._labels import labels, shortened
-from ._outcomes import brief, csv_rows, outcomes, text
+from ._outcomes import aligned, brief, csv_rows, outcomes, text
 from ._overlay import OVERLAYS, Member, members
 from ._weights import Apart, distances_apart
 from .figures import write_figures
@@ -54,15 +54,7 @@ def summarise_comparison(run_dirs: Sequence[Path]) -> str:
     if not run_dirs:
         return "There is no run to compare."
     table = brief(outcomes(_load(run_dirs)))
-    rows = [[shortened(cell) for cell in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return aligned([[shortened(cell) for cell in row] for row in table])
 
 
 def _load(run_dirs: Sequence[Path]) -> list[Member]:

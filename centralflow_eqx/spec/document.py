@@ -5,7 +5,6 @@ The subset and the scalars are those of YAML 1.2's core schema, where PyYAML fol
 (`<<: *defaults`), which 1.2 has dropped and everybody uses, are understood.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import InputError, Location, Problem, did_you_mean, one_line, show
+from ..errors import InputError, Location, Problem, did_you_mean_file, one_line, show
 
 _CORE_SCHEMA = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -286,8 +285,8 @@ def read(path: Path) -> tuple[Node, list[Problem]]:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        nearby = [p.name for p in path.parent.glob("*.y*ml")] if os.path.isdir(path.parent) else []
-        message = f"cannot be read: {error.strerror}{did_you_mean(path.name, nearby)}"
+        near = did_you_mean_file(path) if isinstance(error, FileNotFoundError) else ""
+        message = f"cannot be read: {error.strerror}{near}"
         raise InputError([Problem(Location(str(path)), "", message)]) from None
     if len(content) > _MAX_BYTES:
         message = f"has more than {_MAX_BYTES >> 20} MiB, which is no spec"

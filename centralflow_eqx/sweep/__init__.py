@@ -8,11 +8,12 @@ run directories, the spec they ran (`<member>.yaml`) and their output (`<member>
 
 from .cluster import on_cluster, parse_settings
 from .conductor import Backend, conduct
-from .folder import find_runs, is_run, is_sweep
+from .folder import all_runs, find_runs, is_run, is_sweep
 from .local import end_with_stdin, in_this_process, in_workers
 
 __all__ = [
     "Backend",
+    "all_runs",
     "conduct",
     "end_with_stdin",
     "find_runs",

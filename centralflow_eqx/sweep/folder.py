@@ -67,6 +67,26 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def all_runs(folder: Path) -> Iterator[Path]:
+    """Every run directory in a folder and in the sweeps in it, those set aside as well.
+
+    Also folders that look like one but whose data are missing. Raises `OSError`.
+    """
+    if is_run(folder) or _is_named(folder):
+        yield folder
+        return
+    for path in sorted(folder.iterdir()):
+        if is_sweep(path):
+            yield from (member for member in sorted(path.iterdir()) if is_run(member))
+        elif is_run(path) or _is_named(path):
+            yield path
+
+
+def _is_named(path: Path) -> bool:
+    """Whether a run has left its spec in `path`."""
+    return (path / "spec.yaml").is_file() and (path / "metrics.jsonl").is_file()
+
+
 def _runs_in(folder: Path) -> Iterator[Path]:
     """The members of a sweep in their order, or all run directories that were not set aside."""
     if not folder.is_dir():
