@@ -87,7 +87,8 @@ def test_quick_run(tmp_path):
         )
     # Both integrate the same flow: they differ by what the eigensolvers' tolerances allow.
     assert 0 < rows["off the shelf"]["difference_from_central"] < 1e-4
-    assert rows["off the shelf"]["third_derivatives"] > rows["central"]["third_derivatives"] >= 4
+    # A substep takes none while its leading direction is not critical.
+    assert rows["off the shelf"]["third_derivatives"] > rows["central"]["third_derivatives"] > 0
     assert rows["off the shelf"]["hvps"] > 2 * rows["central"]["hvps"] >= 2 * 16
     assert rows["central"]["gradients"] == rows["off the shelf"]["gradients"] == 4
 
