@@ -203,3 +203,27 @@ def test_the_flow_says_where_it_fails(run):
     # (the oscillation's averages settle over 15 rows)
     assert errors[1] < 0.03 and doubts[1] <= 0.15
     assert errors[-1] > 0.05 and doubts[-1] > 0.5
+
+
+@pytest.mark.claims("rivals")
+def test_rods_have_the_optimizers_first_burst(run):
+    member = run("rivals")
+    moved = member["midpoint/distance_moved"][-1]
+    apart = {
+        name: np.mean(member[f"distance/midpoint-{name}"]) / moved
+        for name in ("central", "rod", "edge")
+    }
+    assert apart["rod"] < 0.3 * apart["central"] and apart["edge"] < apart["central"]
+    share = {
+        name: member[f"{name}/predicted_loss"] / member[f"{name}/train_loss"] - 1 for name in apart
+    }
+    share["discrete"] = member["discrete/train_loss"] / member["midpoint/train_loss"] - 1
+    onset = {name: int(np.argmax(values > 0.01)) for name, values in share.items()}
+    assert onset["central"] < onset["discrete"] - 20
+    assert all(abs(onset[name] - onset["discrete"]) <= 5 for name in ("rod", "edge"))
+    # the loss at both ends of the rod is the optimizer's, burst by burst
+    late = slice(onset["discrete"] + 2 * SETTLING, None)
+    measured, predicted = (
+        smooth(member[name], 15)[late] for name in ("discrete/train_loss", "rod/predicted_loss")
+    )
+    np.testing.assert_allclose(predicted, measured, rtol=0.02)

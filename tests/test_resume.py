@@ -33,7 +33,7 @@ data: {{type: moons, n: 30}}
 model: {{type: mlp, widths: [4], activation: tanh}}
 loss: {{type: mse}}
 optimizer: {{type: gd, lr: 1.0}}
-processes: [discrete, midpoint, central, discrete_minibatch]
+processes: [discrete, midpoint, central, rod, edge, discrete_minibatch]
 steps: {STEPS}
 warm_start: 5
 minibatch: {{size: 10}}

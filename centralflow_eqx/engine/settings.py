@@ -36,6 +36,7 @@ class Settings(eqx.Module):
       of their length, a thousandth of what a substep does. Steps of second order tighten it where
       loss and oscillation push against each other. Of other tracked eigenpairs only eigenvalues are
       used, which are accurate to the square: they need 1e-3, or three times `tol` if that is more.
+    - `rods`: of a rod or an edge flow, which begin with a direction for each: so many are tracked.
     - `hvp_chunk`: Hessian-vector products taken at once; 0 is what suits the device.
     """
 
@@ -50,6 +51,7 @@ class Settings(eqx.Module):
     track_above: float = 1.5
     initial: int = 1
     tol: float | None = None
+    rods: int = 1
     hvp_chunk: int = 0
 
     @property
@@ -87,8 +89,9 @@ class Settings(eqx.Module):
             restoration=number(restoration if self.restoration is None else self.restoration),
             max_sharpness=number(self.max_sharpness),
             track_above=number(self.track_above),
-            initial=jnp.asarray(self.initial, jnp.int32),
+            initial=jnp.asarray(max(self.initial, self.rods), jnp.int32),
             tol=number(self.residual),
+            rods=self.rods,
             hvp_chunk=self.hvp_chunk,
         )
 
@@ -110,6 +113,7 @@ class Resolved(eqx.Module):
     track_above: Float[Array, ""]
     initial: Int[Array, ""]
     tol: Float[Array, ""]
+    rods: int = eqx.field(static=True)
     hvp_chunk: int = eqx.field(static=True)
 
     @property

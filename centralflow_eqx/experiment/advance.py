@@ -26,12 +26,14 @@ from ..processes import (
     View,
     diagnose,
     failed,
+    is_judged,
     look,
 )
 from ..processes.probes import AbstractProbe
 from .state import Evaluate, Experiment, Flags, Records, Rows, RunState, Track
 
 NOTHING = -1
+_WORK = "gradients", "hvps"
 _POOLS = {threads: ThreadPoolExecutor(threads, "advance") for threads in (1, 8)}
 
 
@@ -304,6 +306,7 @@ class _Seen:
         self.views: Rows = self.moved.views
         self.weights = self.views.w
         self.tracks = "eigenvalues" in self.views.series
+        self.judged = is_judged(self.views)
         moves = not issubclass(component, AbstractObserver)
         self.oscillates = moves and component.oscillates
         if not moves:
@@ -356,9 +359,9 @@ def _look_on(
         spectra[name], found, row = watch(setting, state.spectra[name], sights, count)
         crowded[name] = _steps_before(row, seen, state)
         # Work adds up, whoever did it.
-        work = {"gradients": seen.series["gradients"] + found["gradients"]}
+        work = {k: seen.series[k] + found[k] for k in _WORK if k in seen.series}
         seen.series |= found | work
-    if seen.views.oscillation is not None:
+    if seen.judged:
         seen.series |= judge(setting, seen.views, count)
     if (key := f"{name}/raw") in state.spectra:
         sights = seen.sights(experiment.every, raw=True)

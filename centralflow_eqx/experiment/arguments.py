@@ -141,6 +141,7 @@ def check_settings(settings: Settings, d: int) -> None:
         raise ValueError(f"settings.max_step must be a power of two from 1/8 to 16, got {got}")
     check_count("settings.substeps", settings.substeps, 1)
     check_count("settings.initial", settings.initial, 1)
+    check_count("settings.rods", settings.rods, 1)
     check_count("settings.hvp_chunk", settings.hvp_chunk, 0)
     if settings.initial > d:
         wanted = f"settings.initial must be <= {d}, the number of weights"

@@ -49,7 +49,7 @@ class EquilibriumWatch:
         """Look at the series of a row's processes, and add to them."""
         optimizer = series.get("discrete", {})
         for name, found in series.items():
-            if not {"empirical_variances", "sigma_eigenvalues"} <= found.keys():
+            if not {"empirical_variances", "sigma_eigenvalues", "untrusted"} <= found.keys():
                 continue
             trust = {"trust_equilibrium": (self._variances(name, found), DOUBTFUL)}
             if "eigenvalues" in optimizer:

@@ -35,6 +35,7 @@ def build_settings(spec: Spec) -> Settings:
         track_above=eigen.track_above,
         initial=eigen.initial,
         tol=eigen.tol,
+        rods=flow.rods,
         hvp_chunk=spec.memory.hvp_chunk,
     )
     if spec.record.exact:

@@ -30,6 +30,7 @@ from ..processes import (
     Setting,
     Sight,
     has_raw_spectrum,
+    is_judged,
 )
 from ..processes.probes import AbstractProbe
 from ..task import identity
@@ -236,10 +237,9 @@ def _begin(experiment: Experiment, origin: _Origin, notify: Notify) -> RunState:
     first = pool.submit(_survey, experiment, s, pairs)
 
     def ready(name: str) -> Any:
-        # Processes that track eigenpairs are compiled for as many as the survey found.
         process = experiment.members[name]
-        shapes = eqx.filter_eval_shape(process.init, w, s, pairs, keys[name])
-        known = pairs if process.tracked(shapes) is None else first.result()
+        # Processes that track eigenpairs are compiled for as many as the survey found.
+        known = first.result() if process.surveys else pairs
         state = _first_state(process, w, s, known, keys[name])
         _compile(experiment, name, state)
         return state
@@ -326,7 +326,7 @@ def _compile(experiment: Experiment, name: str, state: Any) -> None:
         experiment.loss_limit,
         experiment.rows,
     )
-    if moved.views.oscillation is not None:
+    if is_judged(moved.views):
         programs.judge(experiment.setting, moved.views, zero)
 
 

@@ -15,12 +15,14 @@ from ._base import (
 )
 from ._registry import PROCESSES
 from ._spectra import Sight, has_raw_spectrum, look
-from ._trust import diagnose
+from ._trust import diagnose, is_judged
 from .ablated import Ablated
 from .central import Central
 from .discrete import Discrete
 from .discrete_minibatch import DiscreteMinibatch
+from .edge import Edge
 from .midpoint import Midpoint
+from .rod import Rod
 from .stable import Stable
 from .stationary import Stationary
 
@@ -33,9 +35,11 @@ __all__ = [
     "Central",
     "Discrete",
     "DiscreteMinibatch",
+    "Edge",
     "Midpoint",
     "Minibatch",
     "Observation",
+    "Rod",
     "Setting",
     "Sight",
     "Stable",
@@ -47,5 +51,6 @@ __all__ = [
     "diagnose",
     "failed",
     "has_raw_spectrum",
+    "is_judged",
     "look",
 ]

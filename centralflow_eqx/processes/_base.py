@@ -141,6 +141,8 @@ class AbstractProcess(eqx.Module):
     setting: eqx.AbstractVar[Setting]
     oscillates: eqx.AbstractClassVar[bool]
     """Whether its weights alternate between two places, as an optimizer's at the edge do."""
+    surveys: eqx.AbstractClassVar[bool]
+    """Whether it needs the eigenpairs where it begins."""
 
     @abc.abstractmethod
     def refusal(self) -> str:
@@ -150,7 +152,8 @@ class AbstractProcess(eqx.Module):
     def init(self, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray) -> Any:
         """The state at weights `w` and the optimizer's own state `s` before its step there.
 
-        `pairs` are those of the effective Hessian at `w`; `key` is for what a process draws.
+        `pairs` are those of the effective Hessian at `w`, if it surveys; `key` is for what a
+        process draws.
         """
 
     @abc.abstractmethod

@@ -10,6 +10,11 @@ DOUBTFUL = 0.3
 """Neglected shares above this make a row untrusted."""
 
 
+def is_judged(view: View) -> bool:
+    """Whether `diagnose` has something to say: flows in equilibrium begin with a verdict."""
+    return "trust_cubic" in view.series
+
+
 def diagnose(setting: Setting, view: View) -> dict[str, Array]:
     """How far the flow can be trusted: the theory is of second order in a small oscillation.
 

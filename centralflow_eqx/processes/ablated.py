@@ -19,4 +19,5 @@ class Ablated(AbstractAveragedFlow):
     setting: Setting
     thorough: bool = False
     oscillates: ClassVar[bool] = False
+    surveys: ClassVar[bool] = True
     penalised: ClassVar[bool] = False

@@ -27,6 +27,7 @@ class Discrete(AbstractProcess):
 
     setting: Setting
     oscillates: ClassVar[bool] = True
+    surveys: ClassVar[bool] = False
 
     def refusal(self) -> str:
         return ""

@@ -33,6 +33,7 @@ class DiscreteMinibatch(AbstractProcess):
 
     setting: Setting
     oscillates: ClassVar[bool] = False
+    surveys: ClassVar[bool] = False
 
     def refusal(self) -> str:
         if self.setting.minibatch is None:

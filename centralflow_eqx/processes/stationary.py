@@ -36,6 +36,7 @@ class Stationary(AbstractProcess):
 
     setting: Setting
     oscillates: ClassVar[bool] = False
+    surveys: ClassVar[bool] = True
 
     def refusal(self) -> str:
         structure = self.setting.response.structure

@@ -46,7 +46,8 @@ def doubts(series: Mapping[str, Any], step_tol: float) -> NUMERICS:
     if series.get("step_error", 0.0) > _FAR_OFF * step_tol:
         found |= NUMERICS.stepping
     if "sigma_eigenvalues" in series:
-        if np.any(series["eigenvalues"] > _UNLOCKED_ABOVE):  # what is not tracked is NaN
+        held = "rod_lengths" not in series  # at the edge, by an oscillation in equilibrium
+        if held and np.any(series["eigenvalues"] > _UNLOCKED_ABOVE):  # what is not tracked is NaN
             found |= NUMERICS.sharpness
         if not math.isfinite(series["predicted_loss"] + series["predicted_grad_norm_sq"]):
             found |= NUMERICS.not_finite

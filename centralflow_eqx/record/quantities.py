@@ -81,6 +81,9 @@ QUANTITIES = {
     "stabilised_by_state": Quantity(
         "1", "share of the stabilisation by the optimizer's state, the rest is falling curvature"
     ),
+    "rod_lengths": Quantity("weight", "half the length of each rod"),
+    "rod_eigenvalues": Quantity("1", "effective eigenvalue along each rod (critical value 2)"),
+    "rod_residuals": Quantity("1", "how far each rod is from an eigenvector, relative to it"),
     "coordinate": Quantity("1", "index into the flat weight vector"),
     "grad_sq_at": Quantity("loss^2/weight^2", "squared gradient of chosen weights"),
     "predicted_grad_sq_at": Quantity(

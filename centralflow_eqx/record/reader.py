@@ -17,7 +17,7 @@ from ._hdf5 import dataset
 from .files import is_intact
 
 _DEFAULT_SMOOTHING = 15.0
-FLOWS = ("central", "stationary", "ablated")
+FLOWS = ("central", "stationary", "ablated", "rod", "edge")
 """Flows that know the oscillation and predict time averages, the one to judge first."""
 
 

@@ -21,6 +21,8 @@ _ORDER = (
     "central",
     "stationary",
     "ablated",
+    "rod",
+    "edge",
     "stable",
 )
 _ERRORS = {

@@ -22,6 +22,8 @@ _LOOKS = {
     "central": style.PREDICTED,
     "stationary": Look(width=1.6, dash=(6, 2)),
     "ablated": Look(width=1.6, dash=(3, 1.5, 1, 1.5)),
+    "rod": Look(width=1.6, dash=(8, 2, 1, 2)),
+    "edge": Look(width=1.6, dash=(2, 2)),
     "stable": Look(width=1.4, dash=style.DOTTED.dash),
 }
 

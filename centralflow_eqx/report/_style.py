@@ -18,6 +18,8 @@ _PROCESSES = {
     "discrete": BLUE,
     "midpoint": SKY,
     "stationary": ORANGE,
+    "edge": GREY,
+    "rod": BLACK,
     "ablated": PURPLE,
     "central": VERMILION,
 }

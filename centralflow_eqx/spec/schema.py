@@ -120,6 +120,9 @@ class Flow(Section):
     restoration: Positive | None = _DEFAULT.restoration
     """Rate, per step, at which a central flow that starts unstable is made stable; null: 0.5 with
     exponential, within a substep with backward."""
+    rods: Annotated[int, Ge(1), Le(8)] = _DEFAULT.rods
+    """Rods of the rod and edge flows, each with a direction of its own, the last one with what
+    oscillates in all others."""
     max_sharpness: Positive = _DEFAULT.max_sharpness
     """The stable flow stops when the effective sharpness passes this."""
     smoothing: Annotated[float, Ge(0)] = 15.0

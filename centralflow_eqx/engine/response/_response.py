@@ -236,6 +236,12 @@ class Response(eqx.Module):
 
         return respond
 
+    def swinging(self, s: State, w: Vector) -> Callable[[Vector, Vector], State]:
+        """The momenta's amplitude, before an update, when gradient and weights oscillate so."""
+        J = self.slopes(s, w)
+        tangent = self.linearise(s, w, J)
+        return lambda q, delta: self._settled(tangent, J, q, delta, -1)
+
     def gain(self, s: State, w: Vector) -> lx.AbstractLinearOperator:
         """The inverse of the preconditioner, P^{-1} = (I - M/2)^{-1} K, a symmetric operator.
 
