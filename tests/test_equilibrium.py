@@ -79,6 +79,41 @@ def test_a_cycle_close_to_its_onset_is_believed():
     assert series(rows, "trust_equilibrium")[-200:].max() < DOUBTFUL
 
 
+@pytest.mark.parametrize("lr", [1.02, 1.1, 1.2])
+def test_all_indicators_together_on_a_cycle(lr):
+    """GD on (x^2 - 1)^2/4, up to where the cycle doubles its period (lr = sqrt(5) - 1 = 1.236).
+
+    The variance is off by 1/9 for any lr. What grows is the cubic share, and with it the doubt.
+    """
+    w = np.sqrt((1 + 2 / lr) / 3)
+    rows = rows_of(lambda w: (w[0] ** 2 - 1) ** 2 / 4, lr, np.array([w + 1e-3]), 200)
+    variance = 2 * (1 - 1 / lr) / 9
+    expected = {
+        "trust_cubic": np.sqrt(variance) * 6 * w * lr / 2,  # D3 = 6 w, of an eigenvalue 2 / lr
+        "trust_quartic": variance * 6 * lr / (12 * 2),  # D4 = 6
+        "trust_response": 0.0,
+    }
+    for name, value in expected.items():
+        found = np.max(rows[-1].series["central"][name])
+        assert found == pytest.approx(value, rel=1e-2, abs=1e-12), name
+    assert series(rows, "trust_equilibrium")[-1] < DOUBTFUL
+    assert bool(series(rows, "untrusted")[-1]) == (expected["trust_cubic"] > 0.3)
+
+
+def test_a_start_without_noise_is_not_believed_once_it_matters():
+    """The example of the README: the optimizer passes the threshold long before it swings."""
+
+    def loss(w):
+        return (1 + w[1] ** 2) * w[0] ** 2 / 2 + (w[1] - 3) ** 2 / 20
+
+    names = ["discrete", "midpoint", "central"]
+    rows = rows_of(loss, 0.5, np.array([0.1, 0.5]), 40, processes=names)
+    apart = np.array([row.comparisons["distance/midpoint-central"] for row in rows])
+    assert apart[-1] > 0.8
+    assert series(rows, "untrusted")[apart > 0.03].all()
+    assert not series(rows, "untrusted")[:13].any()
+
+
 def test_an_oscillation_that_has_not_set_in_is_seen():
     """The published run passes the threshold at step 381, and first swings after step 620."""
     with np.load(PUBLISHED) as file:
