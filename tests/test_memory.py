@@ -1,5 +1,8 @@
 """The estimate of memory against what the compiler allocates."""
 
+from pathlib import Path
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +10,17 @@ import pytest
 
 from centralflow_eqx.data import Dataset
 from centralflow_eqx.engine.curvature import local_model, third_derivative
+from centralflow_eqx.experiment import advance
+from centralflow_eqx.experiment.build import build_task
 from centralflow_eqx.experiment.memory import estimate_peak, peak_bytes, warning
+from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP, Interface
+from centralflow_eqx.processes import STOP
+from centralflow_eqx.spec import load_spec
 from centralflow_eqx.task import Memory, Task
+
+SPECS = Path(__file__).parents[1] / "specs" / "models"
 
 pytestmark = pytest.mark.optimized
 
@@ -87,3 +97,35 @@ def test_the_warning_names_the_option_to_change():
     assert "5.0 GiB" in message and "4.0 GiB are free" in message
     assert "memory.hvp_chunk" in message and "memory.microbatch" in message
     assert "hvp_chunk" not in (warning(peaks | {"gradient": 9 * 2**30}, 4 * 2**30) or "")
+
+
+VECTORS = 40
+"""Vectors of the length of the weights that a step keeps for each column: eigenvectors, now and
+before, in three bases each, the solver's basis with its images, third derivatives, rows."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["{type: gd, lr: 1e-3}", "{type: adam, lr: 1e-3}"])
+@pytest.mark.parametrize("model", ["cnn", "transformer"])
+def test_a_central_step_takes_a_few_gradients_memory(model, optimizer):
+    settings = [f"optimizer={optimizer}", "processes=[central]", "memory.hvp_chunk=1"]
+    spec = load_spec(SPECS / f"{model}.yaml", settings)
+    task = build_task(spec)
+    experiment, state = prepare(spec, task)
+    flow, w, none = state.processes["central"], task.initial_weights, jnp.zeros((), jnp.int32)
+    step = advance.move.lower(
+        experiment.members["central"],
+        flow,
+        STOP.running,
+        none,
+        none,
+        experiment.every,
+        experiment.loss_limit,
+        experiment.rows,
+    )
+    gradient = eqx.filter_jit(lambda task, w: jax.grad(task)(w)).lower(task, w)
+    taken, one = (
+        program.compile().compiled.memory_analysis().temp_size_in_bytes
+        for program in (step, gradient)
+    )
+    assert taken < 6 * one + VECTORS * flow.pairs.theta.size * w.nbytes
