@@ -723,16 +723,22 @@ def test_what_is_no_run_directory(recorded, capsys, arguments, line):
 
 def test_a_preempted_job_ends_well_and_is_queued_again(tmp_path, monkeypatch):
     """What submitit does before a time limit, in a process that takes its time to end."""
-    stand_in = tmp_path / "python"
+    stand_in, log = tmp_path / "python", tmp_path / "log"
     stand_in.write_text(
-        "#!/bin/sh\n"
-        f"trap 'sleep 0.3; echo ended >> {tmp_path}/log; exit 4' INT\n"
-        f"echo started $3 $4 >> {tmp_path}/log\n"
-        "while true; do sleep 0.05; done\n"
+        f"#!{sys.executable}\n"
+        "import signal, sys, time\n"
+        "def end(*_):\n"
+        "    time.sleep(0.3)\n"
+        "    print('ended', file=log, flush=True)\n"
+        "    sys.exit(4)\n"
+        "signal.signal(signal.SIGINT, end)\n"  # a shell cannot where it is ignored
+        f"log = open({str(log)!r}, 'w')\n"
+        "print('started', *sys.argv[3:], file=log, flush=True)\n"
+        "time.sleep(60)\n"
     )
     stand_in.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stand_in))
-    job, queued, log = cluster._Command(), [], tmp_path / "log"
+    job, queued = cluster._Command(), []
 
     def preempt():
         wait_for(lambda: log.exists() and "started" in log.read_text())
