@@ -95,7 +95,7 @@ def test_a_gain_that_loses_its_sign_is_told():
     def loss(w):
         return jnp.sum(w**2 * jnp.array([1.0, 3.0])) / 2
 
-    names = ["discrete", "stable", "central"]
+    names = ["discrete", "stable"]
     for row in cf.simulate(loss, Exhausted(), jnp.ones(2), processes=names, steps=36):
         for name in names:
             positive = row.series[name]["gain_positive"]

@@ -1,6 +1,7 @@
 """Whole runs, from the command line to the run directory."""
 
 import signal
+import time
 
 import h5py
 import numpy as np
@@ -120,6 +121,7 @@ def test_an_interrupted_run_keeps_its_rows(run, how, monkeypatch, capsys):
         for number, chunk in enumerate(chunks(*args)):
             if number == 1:
                 signal.raise_signal(how)
+                time.sleep(0.2)  # it is noted in another thread
             yield chunk
 
     monkeypatch.setattr(drive._Pace, "__call__", lambda self, left: 1)
@@ -127,11 +129,13 @@ def test_an_interrupted_run_keeps_its_rows(run, how, monkeypatch, capsys):
     code, run_dir = run("processes=[discrete]")
     data, attributes = contents(run_dir)
     assert code == 4 and attributes["status"] == "interrupted"
-    # the chunk in which it came is the last
-    np.testing.assert_array_equal(np.isfinite(data["discrete/train_loss"]), np.arange(12) < 2)
+    # The chunk in which it came is the last, or one soon after.
+    there = np.isfinite(data["discrete/train_loss"])
+    rows = int(there.sum())
+    assert 2 <= rows < 12 and there[:rows].all()
     assert (run_dir / "report.html").exists()
     told = capsys.readouterr().err
-    assert "another signal ends at once" in told and "the rows before step 2 are kept" in told
+    assert "another signal ends at once" in told and f"the rows before step {rows} are kept" in told
 
 
 def test_a_stable_flow_stops_at_its_limit_and_the_rest_goes_on(run):

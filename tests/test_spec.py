@@ -158,6 +158,7 @@ def test_defaults_are_those_of_the_contract(load):
             "restoration": None,
             "max_sharpness": 100.0,
             "smoothing": 15.0,
+            "rods": 1,
         },
         "stop": {
             "process": None,
