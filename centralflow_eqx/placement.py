@@ -49,7 +49,7 @@ def _choose(wanted: Wanted) -> list[Device]:
             there = f"{len(found)} of kind {found[0].device_kind}"
             raise OptionError("devices", f"there are {there}, not {wanted}")
         return found[:wanted]
-    if isinstance(wanted, str) or not wanted:
+    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not wanted:
         message = f'must be "auto", "all", a number, or kinds such as ["gpu"], got {wanted!r}'
         raise OptionError("devices", message)
     return list(dict.fromkeys(device for kind in wanted for device in _of_kind(kind)))

@@ -97,6 +97,23 @@ def together(arguments, env=None):
 
 
 @pytest.mark.slow
+def test_devices_leave_minibatches_as_they_are(tmp_path, monkeypatch):
+    """Random keys go to the same processes, whose order is not the alphabet's."""
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC)
+    sets = "processes=[stable, discrete, discrete_minibatch]", "minibatch.size=8", "steps=3"
+    command = [sys.executable, "-m", "centralflow_eqx", "run", "spec.yaml"]
+    env = os.environ | FORCED | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    for devices in (1, 2):
+        changes = (*sets, f"name=on_{devices}", f"devices={devices}")
+        options = [part for change in changes for part in ("--set", change)]
+        subprocess.run([*command, *options], env=env, check=True)
+    one, many = (contents(Path(f"runs/on_{devices}"))[0] for devices in (1, 2))
+    loss = "discrete_minibatch/train_loss"
+    np.testing.assert_allclose(many[loss], one[loss], rtol=1e-12)
+
+
+@pytest.mark.slow
 def test_processes_that_share_a_run(tmp_path, monkeypatch):
     """Two of them, then one that goes on, have the rows of one alone."""
     monkeypatch.chdir(tmp_path)
@@ -120,9 +137,9 @@ def test_devices_are_chosen_by_number_or_kind():
     with pytest.raises(OptionError, match="devices: there are none of kind 'H100', only cpu"):
         choose_devices(["H100"])
     assert choose_devices(["cpu", "cpu"]) == [only]
-    for wrong in ("cpu", ()):
+    for wrong in ("cpu", (), None):
         with pytest.raises(OptionError, match=r'devices: must be "auto", "all", a number, or'):
-            choose_devices(wrong)
+            choose_devices(wrong)  # type: ignore
 
 
 @pytest.mark.parametrize("index", [0, 1])
