@@ -7,14 +7,16 @@ each other.
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 
-from .errors import ExitCode
+from .errors import ExitCode, one_line
 
 JOIN_SECONDS = 300
+"""How long a process waits for the others to be started."""
 _GONE_SECONDS = 30
 """Silence after which a process is taken for lost."""
 
@@ -35,27 +37,39 @@ def join(coordinator: str | None = None, processes: int | None = None, index: in
     """
     if jax.distributed.is_initialized():
         return
+    # JAX ends the process itself when its own time is up: this one is up before, in another thread.
+    pool = ThreadPoolExecutor(1, "join")
+    joining = pool.submit(
+        jax.distributed.initialize,
+        coordinator,
+        processes,
+        index,
+        initialization_timeout=JOIN_SECONDS + _GONE_SECONDS,
+        heartbeat_timeout_seconds=_GONE_SECONDS,
+    )
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            index,
-            initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=_GONE_SECONDS,
-        )
+        joining.result(JOIN_SECONDS)
+    except TimeoutError:
+        raise NotJoined(
+            f"not all were there after {JOIN_SECONDS} s; each has to be started, with an index "
+            "of its own, and to reach the coordinator's host and port"
+        ) from None
     except Exception as error:  # of many kinds
         if coordinator is not None or jax.distributed.is_initialized():
-            raise NotJoined(str(error)) from None
+            raise NotJoined(one_line(error)) from None
         if not isinstance(error, ValueError):  # which says that there is no scheduler
-            raise NotJoined(str(error)) from None
+            raise NotJoined(one_line(error)) from None
+    finally:
+        pool.shutdown(wait=False)
 
 
 def leave(code: int) -> None:
     """End this process at once if others share its run and it has not come to its end.
 
-    JAX would have it wait for the others, which may wait for it. Files are whole at any time.
+    JAX would have it wait for the others, which may wait for it, or not be there at all. Files are
+    whole at any time.
     """
-    if code != ExitCode.DONE and jax.distributed.is_initialized() and are_several():
+    if code != ExitCode.DONE and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

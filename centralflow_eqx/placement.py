@@ -27,8 +27,18 @@ def choose_devices(wanted: Wanted) -> list[Device]:
     """The devices that are meant; with several hosts the same on each of them.
 
     Kinds are platforms ("gpu", "cpu") or what devices call themselves ("NVIDIA H100"). Raises
-    `OptionError` for the option `devices` if there are not so many, or none of the kind.
+    `OptionError` for the option `devices` if there are not so many, none of the kind, or a process
+    of the run would have none.
     """
+    chosen = _choose(wanted)
+    idle = set(range(jax.process_count())) - {device.process_index for device in chosen}
+    if idle:
+        message = f"every process of a run needs one, {min(idle)} has none of these {len(chosen)}"
+        raise OptionError("devices", message)
+    return chosen
+
+
+def _choose(wanted: Wanted) -> list[Device]:
     found = jax.devices()
     if wanted == "auto":
         return found if jax.default_backend() != "cpu" or jax.process_count() > 1 else found[:1]
@@ -39,7 +49,10 @@ def choose_devices(wanted: Wanted) -> list[Device]:
             there = f"{len(found)} of kind {found[0].device_kind}"
             raise OptionError("devices", f"there are {there}, not {wanted}")
         return found[:wanted]
-    return [device for kind in wanted for device in _of_kind(kind)]
+    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not wanted:
+        message = f'must be "auto", "all", a number, or kinds such as ["gpu"], got {wanted!r}'
+        raise OptionError("devices", message)
+    return list(dict.fromkeys(device for kind in wanted for device in _of_kind(kind)))
 
 
 def _of_kind(kind: str) -> list[Device]:

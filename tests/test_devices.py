@@ -69,11 +69,15 @@ steps: 12
 """
 
 
-def together(arguments, env=None):
-    """The same command in two processes of one run; what they printed."""
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def together(arguments, env=None):
+    """The same command in two processes of one run; what they printed."""
+    port = free_port()
     started = [
         subprocess.Popen(
             [
@@ -90,6 +94,23 @@ def together(arguments, env=None):
     printed = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0, 0], printed
     return printed
+
+
+@pytest.mark.slow
+def test_devices_leave_minibatches_as_they_are(tmp_path, monkeypatch):
+    """Random keys go to the same processes, whose order is not the alphabet's."""
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC)
+    sets = "processes=[stable, discrete, discrete_minibatch]", "minibatch.size=8", "steps=3"
+    command = [sys.executable, "-m", "centralflow_eqx", "run", "spec.yaml"]
+    env = os.environ | FORCED | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    for devices in (1, 2):
+        changes = (*sets, f"name=on_{devices}", f"devices={devices}")
+        options = [part for change in changes for part in ("--set", change)]
+        subprocess.run([*command, *options], env=env, check=True)
+    one, many = (contents(Path(f"runs/on_{devices}"))[0] for devices in (1, 2))
+    loss = "discrete_minibatch/train_loss"
+    np.testing.assert_allclose(many[loss], one[loss], rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -115,6 +136,31 @@ def test_devices_are_chosen_by_number_or_kind():
         choose_devices(3)
     with pytest.raises(OptionError, match="devices: there are none of kind 'H100', only cpu"):
         choose_devices(["H100"])
+    assert choose_devices(["cpu", "cpu"]) == [only]
+    for wrong in ("cpu", (), None):
+        with pytest.raises(OptionError, match=r'devices: must be "auto", "all", a number, or'):
+            choose_devices(wrong)  # type: ignore
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_processes_that_do_not_find_each_other(tmp_path, index):
+    """The first waits for the second, the second for the first; neither is ended by JAX."""
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    patience = "import sys; from centralflow_eqx import hosts; hosts.JOIN_SECONDS = 1; "
+    command = f"{patience}from centralflow_eqx.cli import main; sys.exit(main(sys.argv[1:]))"
+    cluster = f"distributed={{coordinator: localhost:{free_port()}, processes: 2, index: {index}}}"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "run", "spec.yaml", "--set", cluster],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    waits, problem = done.stderr.splitlines()[0], done.stderr.splitlines()[-1]
+    assert waits.startswith("waiting for the other processes")
+    assert "distributed: the processes of the run did not find each other: not all" in problem
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_is_on_all_devices_stays_where_it_is():

@@ -109,7 +109,10 @@ def test_a_run_that_is_being_written_is_running(tmp_path):
 def test_no_runs_and_no_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["runs"]) == ExitCode.BAD_INPUT
-    assert capsys.readouterr().err == "runs: cannot be read: No such file or directory\n"
+    assert capsys.readouterr().err == (
+        "runs: cannot be read: No such file or directory; "
+        "`run` makes runs/NAME, or give the folder of your runs\n"
+    )
     assert main(["runs", "."]) == ExitCode.DONE
     assert capsys.readouterr().out == "no run directories\n"
 

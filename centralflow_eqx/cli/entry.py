@@ -40,14 +40,14 @@ def main(argv: list[str] | None = None) -> int:
         with _one_line_warnings():
             code = exit_code(lambda: int(args.action(args)))
         sys.stdout.flush()
-        if code and "jax" in sys.modules:  # else there are no others
-            from ..hosts import leave
-
-            leave(code)
-        return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+        code = ExitCode.INTERRUPTED
+    if code and "jax" in sys.modules:  # else there are no others
+        from ..hosts import leave
+
+        leave(code)
+    return code

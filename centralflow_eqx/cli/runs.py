@@ -75,7 +75,8 @@ def _runs(args: argparse.Namespace) -> int:
         try:
             seen += [(str(path), overview(path)) for path in all_runs(folder)]
         except OSError as error:
-            message = f"cannot be read: {error.strerror}"
+            what = f"cannot be read: {error.strerror}"
+            message = f"{what}; `run` makes runs/NAME, or give the folder of your runs"
             problems.append(Problem(Location(str(folder)), "", message))
     if problems:
         raise InputError(problems)

@@ -24,9 +24,9 @@ _FORMAT = 1
 _ABOUT = "about"
 _EVERY_SECONDS = 300.0
 _ROWS_STAND = "name", "steps", "stop", "checkpoint", "output", "sweep", "record"
+"""Sections of a spec that change no row of a run; what is recorded is a matter of its own."""
 _OTHER_DEVICES = "devices", "distributed"
 """Sections that may change its rounding."""
-"""Sections of a spec that change no row of a run; what is recorded is a matter of its own."""
 
 
 class _Unusable(ValueError):

@@ -180,9 +180,11 @@ def _join(spec: Spec, console: Console) -> Console:
     if spec.distributed == "off":
         return console
     try:
-        join() if spec.distributed == "auto" else join(**spec.distributed.model_dump())
+        with Progress() as progress:
+            progress.working("waiting for the other processes of the run")
+            join() if spec.distributed == "auto" else join(**spec.distributed.model_dump())
     except NotJoined as error:
-        message = f"the processes of the run did not find each other: {one_line(error)}"
+        message = f"the processes of the run did not find each other: {error}"
         raise spec.error("distributed", message) from None
     return console if is_first() else Console(quiet=True)
 

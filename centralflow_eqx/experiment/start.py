@@ -154,6 +154,8 @@ def start(
     raw_spectra = raw_spectra and has_raw_spectrum(setting)
     origin = _Origin(s, room, raw_spectra, survey_key, key)
     experiment, origin = _placed((experiment, origin), w)
+    # A tree's copy has dictionaries sorted, and random keys go to the members in their order.
+    experiment = replace(experiment, members={name: experiment.members[name] for name in members})
     if kept is None:
         return experiment, _begin(experiment, origin, notify)
     state = _placed(fit(_shapes(experiment, origin), kept), w)
