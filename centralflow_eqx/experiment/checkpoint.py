@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import jax
 import numpy as np
 
 from ..record.files import write_whole
@@ -64,6 +63,11 @@ def count_threads() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def kind_of_device(task: AnyTask) -> str:
+    """What the devices call themselves on which a task lies."""
+    return min(device.device_kind for device in task.initial_weights.sharding.device_set)
+
+
 def fingerprint(spec: Spec, task: AnyTask) -> dict[str, str]:
     """What a run's rows depend on: spec, data, weights, the user's code, versions, device."""
     # without what is left at its default: a later version may know more keys
@@ -76,7 +80,7 @@ def fingerprint(spec: Spec, task: AnyTask) -> dict[str, str]:
         "data": _digest(task.arrays()),
         "code": digest_code(spec.own_names),
         "precision": spec.precision,
-        "device": str(jax.devices()[0].device_kind),
+        "device": kind_of_device(task),
         "devices": str(len(task.initial_weights.sharding.device_set)),
         "threads": str(count_threads()),
         **versions(),

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from ..errors import ExitCode, InputError, Location, Problem, RunLost, one_line
-from ..hosts import HostLost, NotJoined, is_first, join
+from ..hosts import HostLost, NotJoined, are_several, is_first, join
 from ..record.onlooker import Onlooker
 from ..record.owner import DirectoryInUse, check_free
 from ..record.reader import load_run
@@ -26,6 +26,7 @@ from .checkpoint import (
     find_checkpoint,
     fingerprint,
     has_checkpoint,
+    kind_of_device,
 )
 from .earlier import is_resumable, status
 from .interruption import Interruption
@@ -228,7 +229,7 @@ def _recorder(
         "name": spec.name,
         "seed": spec.seed,
         "precision": spec.precision,
-        "device": str(jax.devices()[0].device_kind),
+        "device": kind_of_device(task),
         "platform": platform.platform(),
         "threads": count_threads(),
         "devices": len(task.initial_weights.sharding.device_set),
@@ -263,6 +264,8 @@ def _lasting(run_dir: Path | None = None) -> Iterator[None]:
         raise RunLost(what + _what_is_kept(run_dir)) from None
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if are_several():
+                raise RunLost(f"another process of the run is gone ({one_line(error)})") from None
             raise
         remedy = (
             "memory.hvp_chunk: 1 and memory.microbatch take less, and so do fewer processes and, "

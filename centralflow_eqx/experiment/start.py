@@ -169,7 +169,7 @@ def _setting(
     rate = STATE_RATES[settings.state_rate]
     if response.structure.maxima:  # long steps do not see that it begins to be exceeded
         settings = replace(settings, max_step=min(settings.longest, 1.0))
-    if placement_of(w) is not None and not settings.hvp_chunk:
+    if len(w.sharding.device_set) > 1 and not settings.hvp_chunk:
         settings = replace(settings, hvp_chunk=_ALL)
     return Setting(loss, response, rate, settings.resolved(w.dtype, rate.restoration), minibatch)
 
