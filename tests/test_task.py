@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from centralflow_eqx.data import Dataset
+from centralflow_eqx.data import Dataset, Moons
 from centralflow_eqx.experiment.build import build_task
 from centralflow_eqx.losses import MSE, CrossEntropy
 from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.spec import load_spec
-from centralflow_eqx.task import Task
+from centralflow_eqx.task import Task, make_task
 
 SPEC = """\
 name: small
@@ -193,3 +193,9 @@ def test_scores_of_a_linear_model_by_hand():
 def test_relu_warns():
     with pytest.warns(UserWarning, match="relu has kinks"):
         MLP((2,), "relu").build(Interface((2,), 1), jax.random.key(0))
+
+
+def test_a_task_says_in_a_line_what_it_is():
+    task = make_task(Moons(n=30), MLP((4,)), MSE())
+    expected = "Task(MSE of 30 training and 30 test examples [2], 17 weights, float32)"
+    assert repr(task) == str(task) == expected

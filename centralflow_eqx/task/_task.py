@@ -97,6 +97,17 @@ class Task(eqx.Module):
         """d, the length of the flat weights."""
         return self.unravel.size
 
+    def __repr__(self) -> str:
+        """One line: the data, the loss and the weights."""
+        if not (eqx.is_array(self.train_inputs) and eqx.is_array(self.initial_weights)):
+            return super().__repr__()  # a part of one, as in JAX's messages
+        shape = ", ".join(map(str, self.train_inputs.shape[1:]))
+        tests = f" and {self.test_number} test" if self.test_number else ""
+        return (
+            f"Task({type(self.loss).__name__} of {self.train_number} training{tests} examples "
+            f"[{shape}], {self.num_parameters} weights, {self.initial_weights.dtype})"
+        )
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Examples and initial weights on the host, by their names."""
         numbers = {"train": self.train_number, "test": self.test_number}
