@@ -63,16 +63,16 @@ def derivatives(task, w, V, key):
     }
 
 
-def compare_derivatives():
+def compare_derivatives(memories=(Memory(), Memory(16, remat=True)), several=(8, 7)):  # noqa: B008
     found = {}
-    for memory in (Memory(), Memory(16, remat=True)):
+    for memory in memories:
         results = {}
-        for devices in (1, 8, 7):
+        for devices in (1, *several):
             task = make(devices, memory=memory)
             w = task.initial_weights
             V = jr.normal(jr.key(1), (w.size, 3), w.dtype)
             results[devices] = derivatives(task, w, V, jr.key(0))
-        for devices in (8, 7):
+        for devices in several:
             for name, value in results[1].items():
                 key = f"{name} {devices} {memory.microbatch}"
                 found[key] = far(value, results[devices][name])
@@ -111,6 +111,10 @@ def compare_steps(name):
 
 
 engage()
-ACTIONS = {"derivatives": compare_derivatives, "collectives": count_collectives}
+ACTIONS = {
+    "derivatives": compare_derivatives,
+    "uneven": lambda: compare_derivatives([Memory(16, remat=True)], [7]),
+    "collectives": count_collectives,
+}
 action = sys.argv[1]
 print(json.dumps(ACTIONS[action]() if action in ACTIONS else compare_steps(action)))

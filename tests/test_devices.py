@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from _marks import quick
 from _runs import contents
 
 from centralflow_eqx.cli import main
@@ -28,10 +29,11 @@ def sharded(action):
     return json.loads(done.stdout)
 
 
-def test_devices_change_rounding_alone():
+@pytest.mark.parametrize("cases", quick(["uneven", "derivatives"], "uneven"))
+def test_devices_change_rounding_alone(cases):
     """100 examples on 8 devices and on 7, which do not divide them, also in microbatches."""
-    found = sharded("derivatives")
-    assert len(found) == 2 * 2 * 9
+    found = sharded(cases)
+    assert len(found) == 9 * {"uneven": 1, "derivatives": 2 * 2}[cases]
     # An eigenvector is as accurate as its residual by the gap to the next, 1e-13 by some 1e-1.
     assert max(found.values()) < 1e-11
 

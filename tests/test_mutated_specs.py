@@ -92,9 +92,9 @@ def check(seed: int, number: int) -> list[Verdict]:
 
 
 def test_mutated_specs_are_valid_or_told_what_is_wrong(folder):
-    verdicts = check(seed=1, number=120)
+    verdicts = check(seed=1, number=80)
     codes = Counter(verdict.code for verdict in verdicts)
-    assert min(codes.values()) > 10 and len(codes) == 2
+    assert min(codes.values()) > 5 and len(codes) == 2
 
 
 @pytest.mark.slow

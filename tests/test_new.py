@@ -5,6 +5,7 @@ import runpy
 import sys
 
 import pytest
+from _marks import quick
 
 from centralflow_eqx.cli import main
 from centralflow_eqx.cli.new import SCHEMA
@@ -25,7 +26,7 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick(KINDS, "optimizer", "model"))
 def test_a_new_class_passes_its_own_tests_and_its_spec_is_valid(folder, capsys, kind):
     assert main(["new", kind, f"my_{kind}"]) == ExitCode.DONE
     printed = capsys.readouterr().out

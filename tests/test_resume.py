@@ -33,7 +33,7 @@ data: {{type: moons, n: 30}}
 model: {{type: mlp, widths: [4], activation: tanh}}
 loss: {{type: mse}}
 optimizer: {{type: gd, lr: 1.0}}
-processes: [discrete, midpoint, central, rod, edge, discrete_minibatch]
+processes: [discrete, midpoint, central, discrete_minibatch]
 steps: {STEPS}
 warm_start: 5
 minibatch: {{size: 10}}
@@ -104,6 +104,16 @@ def test_a_resumed_run_is_the_run(step, killed, whole, capsys):
     assert "warning" not in told.err and "What happened" in told.out
     assert main(["resume", str(run_dir)]) == 0
     assert f"has all of its {STEPS} steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_rods_go_on_where_they_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC.replace("midpoint, central", "rod, edge"))
+    assert main(["run", "spec.yaml", "--set", "steps=5"]) == 0
+    assert main(["resume", "runs/small", "--steps", str(STEPS)]) == 0
+    assert main(["run", "spec.yaml", "--set", "output.dir=whole"]) == 0
+    assert same(Path("runs/small"), Path("whole/small"))
 
 
 def test_a_killed_process_can_be_gone_on_with(whole, tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", quick(RULES, "gd", "heavy_ball"))
+@pytest.mark.parametrize("name", quick(RULES, "gd"))
 def test_exact_cycles_are_where_rods_rest(name):
     """Of momentum, too: its cycle is that of gradient descent with the same threshold."""
     optimizer, start = RULES[name]
@@ -143,6 +143,7 @@ def test_exact_cycles_are_where_rods_rest(name):
     np.testing.assert_allclose(edge["eigenvalues"][0], 2, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_cycle_of_an_adaptive_rule():
     """Ends lr apart, of opposite gradients: x^2 + 3 (lr/2)^2 = mu."""
     lr = 0.3
@@ -151,6 +152,7 @@ def test_the_cycle_of_an_adaptive_rule():
     np.testing.assert_allclose(last.weights["rod"], np.sqrt(MU - 3 * lr**2 / 4), atol=1e-10)
 
 
+@pytest.mark.slow
 def test_what_does_not_oscillate_is_of_the_size_of_rounding():
     w = np.array([0.3, 0.5])
     rows = run(Quadratic(jnp.diag(jnp.array([2.0, 0.01]))), GD(0.5), w, 60, ("rod", "edge"))
@@ -167,6 +169,7 @@ class TwoSlopes(Quadratic):
         return (2 + w[2] ** 2) * (w[0] ** 2 + 0.99 * w[1] ** 2) / 2 - 0.004 * w[2]
 
 
+@pytest.mark.slow
 def test_the_onset_is_the_optimizers():
     """With eps = theta - 2 the rod grows at the rate eps + eps^2/4, the optimizer at log(1 + eps).
 
@@ -201,7 +204,8 @@ STEPPERS = {
 }
 
 
-@pytest.mark.parametrize("name", quick(STEPPERS, "gd"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPPERS)
 def test_below_the_edge_rods_go_the_way_of_the_optimizer(name):
     """A step is the optimizer's to second order; so is the stable flow's of momenta alone."""
     w = np.random.default_rng(3).normal(size=TinyMLP.SIZE)
@@ -219,6 +223,7 @@ def test_rules_without_a_threshold_have_no_rods(process):
         run(TinyMLP.make(), Stateless(lambda g: -0.1 * jnp.sign(g)), w, 1, (process,))
 
 
+@pytest.mark.slow
 def test_single_precision_stays_single():
     w = np.random.default_rng(3).normal(size=TinyMLP.SIZE).astype(np.float32)
     loss = TinyMLP(*(x.astype(np.float32) for x in (TinyMLP.make().x, TinyMLP.make().y)))

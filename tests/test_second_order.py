@@ -91,7 +91,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("tol", [1e-2, 1e-3])
+@pytest.mark.parametrize("tol", quick([1e-2, 1e-3], 1e-3))
 @pytest.mark.parametrize("rule", quick(RULES, "gd"))
 def test_adaptive_steps_are_as_accurate_as_asked(rule, tol):
     w, sharpness = sharp_start()
@@ -151,7 +151,10 @@ def test_exact_records_take_no_steps_over_a_row(tmp_path):
     assert longest("record.exact=false") == 4
 
 
-@pytest.mark.parametrize(("rule", "allowed"), [("gd", 1e-3), ("heavy_ball", 5e-3)])
+@pytest.mark.parametrize(
+    ("rule", "allowed"),
+    [("gd", 1e-3), pytest.param("heavy_ball", 5e-3, marks=pytest.mark.slow)],
+)
 def test_eigenvalues_are_locked_at_two(rule, allowed):
     w, sharpness = sharp_start()
     _, rows = flow(RULES[rule](sharpness), w, 60, Settings())
