@@ -13,6 +13,7 @@ import numpy as np
 
 from centralflow_eqx.errors import NumericalStop
 from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.drive import drive
 from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.record.row import Row
 from centralflow_eqx.report import smooth
@@ -67,7 +68,7 @@ def track(path: Path) -> Tracking:
     midpoints: list[np.ndarray] = []
     ended = ""
     try:
-        for row in prepare(spec, build_task(spec)):
+        for row in drive(*prepare(spec, build_task(spec)), spec.steps):
             rows.append(row)
             midpoints.append(np.asarray(row.weights["midpoint"]))
     except NumericalStop as stop:
