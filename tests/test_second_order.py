@@ -11,7 +11,14 @@ from _losses import TinyMLP
 from _marks import quick
 
 from centralflow_eqx.engine import step_control
-from centralflow_eqx.engine.geometry import Geometry, extrapolate, match, turn
+from centralflow_eqx.engine.geometry import (
+    Geometry,
+    extrapolate,
+    match,
+    plan_renewal,
+    renew,
+    turn,
+)
 from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.engine.symmetric import smat, svec
 from centralflow_eqx.experiment.prepare import build_settings
@@ -202,17 +209,31 @@ def directions(seed, d=7, k=3):
     """A geometry of random K-orthonormal directions, K the identity."""
     rng = np.random.default_rng(seed)
     Y = np.linalg.qr(rng.normal(size=(d, k)))[0]
-    third = rng.normal(size=(k * (k + 1) // 2, d))
-    return Geometry(jnp.asarray(Y), 2 + jnp.zeros(k), jnp.asarray(third), jnp.asarray(k))
+    third = jnp.asarray(rng.normal(size=(k * (k + 1) // 2, d)))
+    return Geometry(jnp.asarray(Y), 2 + jnp.zeros(k), third, 0 * third, jnp.asarray(k))
+
+
+def looked_at(before, now, R, X, h, turns=0, every=False):
+    """`now` with the third derivatives that a step renews, how many, and whose turn is next."""
+    number = jnp.asarray
+    plan = plan_renewal(before, R, X, now.critical, number(h), number(turns), number(every))
+    fresh = turn(now.third, plan.axes)
+    third = jnp.where(plan.due[:, None], fresh, plan.expected)
+    third, slope = renew(before, R, plan, third)
+    found = eqx.tree_at(lambda g: (g.third, g.slope), now, (third, slope))
+    return found, int(plan.due.sum()), plan.turn
 
 
 def test_a_turn_of_the_basis_is_no_change_of_geometry():
     before = directions(0)
     Q = jnp.asarray(np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0])
-    turned = Geometry(before.Y @ Q, before.theta, turn(before.third, Q), before.critical)
+    third = turn(before.third, Q)
+    turned = Geometry(before.Y @ Q, before.theta, third, 0 * third, before.critical)
     R = match(before, turned.Y, jnp.ones(3))
     np.testing.assert_allclose(R, Q, atol=1e-12)
-    ahead = extrapolate(before, turned, R, jnp.asarray(0.7))
+    X = jnp.diag(jnp.array([1.0, 3.0, 2.0]))
+    now = looked_at(before, turned, R, X, 1.0)[0]
+    ahead = extrapolate(before, now, R, jnp.asarray(1.0), jnp.asarray(0.7))
     np.testing.assert_allclose(ahead.Y, turned.Y, atol=1e-12)
     np.testing.assert_allclose(ahead.third, turned.third, atol=1e-12)
 
@@ -231,11 +252,41 @@ def test_a_direction_without_a_past_has_no_slope():
     before = eqx.tree_at(lambda g: (g.Y, g.critical), before, (Y, jnp.asarray(2)))
     R = match(before, now.Y, jnp.array([1.0, 1.0, 0.0]))
     np.testing.assert_allclose(R, np.diag([1, 1, 0]), atol=1e-12)
-    ahead = extrapolate(before, now, R, jnp.asarray(1.0))
+    now, number, _ = looked_at(before, now, R, jnp.zeros((3, 3)), 0.5)
+    assert number == 6  # of three directions all pairs are looked at
+    ahead = extrapolate(before, now, R, jnp.asarray(0.5), jnp.asarray(0.5))
     np.testing.assert_allclose(ahead.Y, now.Y, atol=1e-12)
     known, new = slice(0, 3), slice(3, 6)  # pairs of the first two directions come first
     np.testing.assert_allclose(ahead.third[known], (2 * now.third - before.third)[known])
     np.testing.assert_allclose(ahead.third[new], now.third[new], atol=1e-12)
+
+
+def test_third_derivatives_of_many_directions_take_turns():
+    """What grows linearly is soon known in full, although two pairs a direction are looked at.
+
+    A round of 28 pairs, 8 at a time, is of three steps or four: slopes err by a seventh of what
+    they erred by before.
+    """
+    k, h = 8, 0.5
+    rng = np.random.default_rng(5)
+    pace = jnp.asarray(rng.normal(size=(k * (k + 1) // 2, 9)))
+    Q = jnp.asarray(np.linalg.qr(rng.normal(size=(k, k)))[0])
+    X = Q @ jnp.diag(jnp.arange(1.0, k + 1)) @ Q.T  # principal axes are not the directions
+
+    def exact(step):
+        first = directions(6, d=9, k=k)
+        return eqx.tree_at(lambda g: g.third, first, first.third + h * step * pace)
+
+    now, turns, same = exact(0), 0, jnp.eye(k)
+    for step in range(1, 49):
+        now, number, turns = looked_at(now, exact(step), same, X, h, turns)
+        assert number == 2 * k
+    np.testing.assert_allclose(now.third, exact(48).third, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(now.slope, pace, rtol=1e-9, atol=1e-9)
+    assert looked_at(now, exact(49), same, X, h, turns, every=True)[1] == k * (k + 1) // 2
+    # A direction without a past is looked at with all others.
+    seven = jnp.diag(jnp.arange(k) < k - 1).astype(float)
+    assert looked_at(now, exact(49), seven, jnp.diag(jnp.arange(k, 0.0, -1)), h)[1] >= 2 * k
 
 
 def test_lengths_are_powers_of_two_that_meet_every_step():

@@ -40,16 +40,15 @@ _SETTLED = 0.3  # share of the tolerance that a correction has to reach to be ma
 class Memory(NamedTuple):
     """What a step leaves for the next: where it looked, what it took, what it expected.
 
-    `geometry` is that of its beginning, `middle` the third derivatives that it went by, `X` and
-    `X_before` its covariance and that of the step before, in the basis of `geometry`, and `margin`
-    what it was to end with. `reach` is how far weights move for a change of a direction's margin,
-    `error` how far the passage was off, `moved` how far it went, `pushed` how far the oscillation
-    alone has pushed it, `h` the step's length and `h_before` that of the step before. Before the
-    first step `moved` is negative.
+    `geometry` is that of its beginning, `X` and `X_before` its covariance and that of the step
+    before, in the basis of `geometry`, and `margin` what it was to end with. `reach` is how far
+    weights move for a change of a direction's margin, `error` how far the passage was off, `moved`
+    how far it went, `pushed` how far the oscillation alone has pushed it, `h` the step's length and
+    `h_before` that of the step before. `turn` is that of `Renewal`. Before the first step `moved`
+    is negative.
     """
 
     geometry: Geometry
-    middle: Float[Array, "p d"]
     X: Float[Array, "k k"]
     X_before: Float[Array, "k k"]
     margin: Float[Array, "k k"]
@@ -59,6 +58,7 @@ class Memory(NamedTuple):
     pushed: Float[Array, ""]
     h: Float[Array, ""]
     h_before: Float[Array, ""]
+    turn: Int[Array, ""]
 
     @property
     def exists(self) -> Bool[Array, ""]:
@@ -81,7 +81,8 @@ class Flow(NamedTuple):
 class Outlook(NamedTuple):
     """What a step begins with: where, the geometry there, and how that has turned since the last.
 
-    Eigenvalues may exceed 2 by up to `slack`, where a flow started unstable.
+    Eigenvalues may exceed 2 by up to `slack`, where a flow started unstable; `turn` is that of the
+    next step.
     """
 
     point: Point
@@ -90,21 +91,20 @@ class Outlook(NamedTuple):
     R: Float[Array, "k k"]
     memory: Memory
     slack: Float[Array, " k"]
+    turn: Int[Array, ""]
 
 
 class Course(NamedTuple):
     """A step: the oscillation during it, the passage, and the margin it ends with.
 
-    `middle` are the third derivatives it went by, `gradients` what all passages took. `reach` is
-    that of `Memory`, `pushed` how far the oscillation moves the weights, `missed` how far they are,
-    by the last margin, from where they should be; `slack` what is left of that of an unstable
-    start; `by_state` as in `Oscillation`.
+    `gradients` is what all passages took, `reach` that of `Memory`, `pushed` how far the
+    oscillation moves the weights, `missed` how far they are, by the last margin, from where they
+    should be; `slack` what is left of that of an unstable start; `by_state` as in `Oscillation`.
     """
 
     solution: ComplementarySolution
     passage: Passage
     margin: Float[Array, "k k"]
-    middle: Float[Array, "p d"]
     gradients: Int[Array, ""]
     reach: Float[Array, " k"]
     pushed: Float[Array, ""]
@@ -121,11 +121,12 @@ def no_memory(d: int, k: int, dtype: jnp.dtype) -> Memory:
         jnp.zeros((d, k), dtype),
         jnp.zeros(k, dtype),
         jnp.zeros((p, d), dtype),
+        jnp.zeros((p, d), dtype),
         jnp.zeros((), jnp.int32),
     )
     still = jnp.zeros((k, k))
-    reach = jnp.zeros(k, dtype)
-    return Memory(nowhere, nowhere.third, still, still, still, reach, zero, -one, zero, one, one)
+    reach, first = jnp.zeros(k, dtype), jnp.zeros((), jnp.int32)
+    return Memory(nowhere, still, still, still, reach, zero, -one, zero, one, one, first)
 
 
 def widen_memory(memory: Memory, k: int) -> Memory:
@@ -188,7 +189,6 @@ def steer(flow: Flow, outlook: Outlook, h: Float[Array, ""]) -> Course:
         eqx.tree_at(lambda s: s.result, found.now, found.then.result),
         found.passage,
         found.margin,
-        half.geometry.third,
         found.gradients,
         reach,
         pushed,
@@ -269,7 +269,6 @@ def remember(outlook: Outlook, course: Course, h: Float[Array, ""]) -> Memory:
     passage, R = course.passage, outlook.R.astype(jnp.float64)
     return Memory(
         outlook.geometry,
-        course.middle,
         course.solution.X,
         R.T @ outlook.memory.X @ R,
         course.margin,
@@ -279,6 +278,7 @@ def remember(outlook: Outlook, course: Course, h: Float[Array, ""]) -> Memory:
         course.pushed,
         h,
         outlook.memory.h,
+        outlook.turn,
     )
 
 
@@ -299,7 +299,8 @@ def hindsight(flow: Flow, outlook: Outlook) -> Float[Array, ""]:
     known = R.T @ R
     average = (turn(now.third, known) + turn(memory.geometry.third, R)) / 2
     X = svec(R.T @ memory.X.astype(R.dtype) @ R)
-    pressure = X @ (turn(memory.middle, R) - average) / 2
+    middle = turn(memory.geometry.after(memory.h / 2), R)
+    pressure = X @ (middle - average) / 2
     pushed = memory.h * flow.response.mean_gain(point.post, point.w, pressure)
     error = jnp.maximum(jnp.maximum(margin, jnp.linalg.norm(pushed)), memory.error)
     return error / jnp.where(memory.moved > 0, memory.moved, 1)
@@ -308,8 +309,7 @@ def hindsight(flow: Flow, outlook: Outlook) -> Float[Array, ""]:
 def _look_ahead(flow: Flow, outlook: Outlook, h: Float[Array, ""]) -> _Halfway:
     point, memory = outlook.point, outlook.memory
     response, rate = flow.response, flow.rate
-    ahead = h / (2 * memory.h)
-    middle = extrapolate(memory.geometry, outlook.geometry, outlook.R, ahead)
+    middle = extrapolate(memory.geometry, outlook.geometry, outlook.R, memory.h, h / 2)
     post = rate.post(response, point.post, point.grad, point.w, h / 2)
     pairs = eqx.tree_at(lambda p: p.Y, point.pairs, middle.Y)
     halfway = Point(point.w, post, point.grad, point.gain, pairs)

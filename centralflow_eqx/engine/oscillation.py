@@ -214,10 +214,20 @@ def pair_weights(m: int, dtype: DTypeLike) -> Float[Array, " p"]:
     return jnp.where(rows == columns, 1, 2**0.5).astype(dtype)
 
 
-def weighted_thirds(loss: Loss, point: Point, critical: Int[Array, ""]) -> Float[Array, "p d"]:
-    """Third derivatives of critical pairs as coordinates, so that those of X are their weights."""
-    weights = pair_weights(point.pairs.theta.size, point.w.dtype)
-    return weights[:, None] * third_derivatives(loss, point.w, point.pairs.U, critical)
+def weighted_thirds(
+    loss: Loss,
+    point: Point,
+    critical: Int[Array, ""],
+    known: tuple[Bool[Array, " p"], Float[Array, "p d"]] | None = None,
+) -> Float[Array, "p d"]:
+    """Third derivatives of critical pairs as coordinates, so that those of X are their weights.
+
+    `known` are the pairs that are due and coordinates for the others.
+    """
+    weights = pair_weights(point.pairs.theta.size, point.w.dtype)[:, None]
+    if known is not None:
+        known = (known[0], known[1] / weights)
+    return weights * third_derivatives(loss, point.w, point.pairs.U, critical, known)
 
 
 def curvature_penalty(

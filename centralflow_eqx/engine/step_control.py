@@ -15,7 +15,7 @@ _AIM = 1.1
 """Share of the length that the error allows: what single steps are off by partly cancels along a
 flow, whose error was a quarter to two thirds of theirs."""
 _SURPRISE = 2.0  # eigenvalues may rise so many times as fast as they did
-_FAR_OFF = 3.0  # an error of so many times what is allowed is not put up with
+FAR_OFF = 3.0  # an error of so many times what is allowed is not put up with
 
 
 def power_of_two(h: Float[Array, ""]) -> Float[Array, ""]:
@@ -65,4 +65,4 @@ def arrival(
 
 def rejected(error: Float[Array, ""], tol: Float[Array, ""], h: Float[Array, ""]) -> Array:
     """Whether a step that is seen to be off by `error` is to be taken anew, half as long."""
-    return ~(error <= _FAR_OFF * tol) & (h > SHORTEST)
+    return ~(error <= FAR_OFF * tol) & (h > SHORTEST)

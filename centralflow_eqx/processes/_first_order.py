@@ -195,13 +195,16 @@ def critical_room(pairs: Eigenpairs) -> int:
     return m if m == d else max(1, m // 2)
 
 
-def work_of(moment: Moment, gradients: Array | int = 1) -> Work:
-    """What a step from `moment` took, with so many gradients."""
+def work_of(moment: Moment, gradients: Array | int = 1, thirds: Array | None = None) -> Work:
+    """What a step from `moment` took, with so many gradients and third derivatives.
+
+    Unless it is said, the latter are those of all critical pairs.
+    """
     solution, critical = moment.oscillation.solution, moment.oscillation.critical
     return Work(
         jnp.asarray(gradients, jnp.int32),
         moment.pairs.products,
-        critical * (critical + 1) // 2,
+        critical * (critical + 1) // 2 if thirds is None else thirds.astype(jnp.int32),
         solution.iterations,
         solution.residual,
         moment.pairs.converged,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..engine.averages import Place
 from ..engine.complementarity import RESULTS
 from ..engine.curvature import Eigenpairs, leading, widen
-from ..engine.geometry import Geometry, match
+from ..engine.geometry import Geometry, match, plan_renewal, renew
 from ..engine.midstep import (
     Course,
     Flow,
@@ -30,6 +30,7 @@ from ..engine.oscillation import (
 )
 from ..engine.response import State, Vector, relax
 from ..engine.step_control import (
+    FAR_OFF,
     FIRST,
     aligned,
     arrival,
@@ -190,7 +191,7 @@ def _step(
     place, gain, pairs = _look(setting, state)
     rates = _rates(state, pairs)
     h, critical, R = _foresee(setting, state, pairs, rates)
-    outlook = _outlook(setting, state, place, gain, pairs, critical, R)
+    outlook, thirds = _outlook(setting, state, place, gain, pairs, critical, R)
     error = hindsight(flow, outlook)
     if setting.settings.stepping == "adaptive":
         settings = setting.settings
@@ -207,7 +208,7 @@ def _step(
         course.by_state,
     )
     moment = Moment(state.w, state.s, place.loss, place.grad, pairs, oscillation)
-    taken = Taken(work_of(moment, course.gradients + 1), h, error, retries)
+    taken = Taken(work_of(moment, course.gradients + 1, thirds), h, error, retries)
     ends = pairs.theta + h * rates
     expected = 2 - jnp.diagonal(course.margin).astype(ends.dtype)
     counts = jnp.arange(expected.size) < critical
@@ -297,14 +298,19 @@ def _outlook(
     pairs: Eigenpairs,
     critical: Int[Array, ""],
     R: Float[Array, "k k"],
-) -> Outlook:
+) -> tuple[Outlook, Int[Array, ""]]:
     memory, first = state.memory, leading(pairs, critical_room(pairs))
     critical = jnp.minimum(critical, first.theta.size)  # more of them are an overflow
     point = Point(state.w, state.s, place.grad, gain, first)
-    third = weighted_thirds(setting.loss, point, critical)
-    geometry = Geometry(first.Y, first.theta, third, critical)
+    # what drifts is no place to go by what was
+    drifts = state.taken.error > FAR_OFF * setting.settings.step_tol
+    X, before = R.T @ memory.X.astype(R.dtype) @ R, memory.geometry
+    plan = plan_renewal(before, R, X, critical, memory.h, memory.turn, drifts)
+    along = eqx.tree_at(lambda p: p.pairs.U, point, first.U @ plan.axes)
+    third = weighted_thirds(setting.loss, along, critical, (plan.due, plan.expected))
+    geometry = Geometry(first.Y, first.theta, *renew(before, R, plan, third), critical)
     slack = jnp.where(known(state.pairs, first), state.slack, jnp.inf)
-    return Outlook(point, place, geometry, R, memory, slack)
+    return Outlook(point, place, geometry, R, memory, slack, plan.turn), jnp.sum(plan.due)
 
 
 def _try(

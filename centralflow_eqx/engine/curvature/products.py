@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Loss = Callable[[Float[Array, " d"]], Float[Array, ""]]
 
@@ -61,13 +61,17 @@ def third_derivative(
 
 
 def third_derivatives(
-    loss: Loss, w: Float[Array, " d"], U: Float[Array, "d m"], active: Int[Array, ""]
+    loss: Loss,
+    w: Float[Array, " d"],
+    U: Float[Array, "d m"],
+    active: Int[Array, ""],
+    known: tuple[Bool[Array, " p"], Float[Array, "p d"]] | None = None,
 ) -> Float[Array, "p d"]:
     """Third derivatives for all pairs of the first `active` columns of `U`.
 
     Rows are pairs (0,0), (1,0), (1,1), (2,0), ... so those of the leading columns come first; the
     loops stop after them and leave the other rows zero. Pairs with the same first column share
-    what depends on it alone.
+    what depends on it alone. `known` are the pairs that are due and rows for the others.
     """
     d, m = U.shape
 
@@ -78,7 +82,12 @@ def third_derivatives(
         _, tangent = jax.linearize(product, w)
 
         def fill(j: Array, out: Float[Array, "p d"]) -> Float[Array, "p d"]:
-            return out.at[i * (i + 1) // 2 + j].set(tangent(U[:, j]))
+            pair = i * (i + 1) // 2 + j
+            if known is None:
+                return out.at[pair].set(tangent(U[:, j]))
+            due, rows = known
+            row = jax.lax.cond(due[pair], lambda: tangent(U[:, j]), lambda: rows[pair])
+            return out.at[pair].set(row)
 
         return jax.lax.fori_loop(0, i + 1, fill, out)
 
