@@ -217,9 +217,8 @@ def looked_at(before, now, R, X, h, turns=0, every=False):
     """`now` with the third derivatives that a step renews, how many, and whose turn is next."""
     number = jnp.asarray
     plan = plan_renewal(before, R, X, now.critical, number(h), number(turns), number(every))
-    fresh = turn(now.third, plan.axes)
-    third = jnp.where(plan.due[:, None], fresh, plan.expected)
-    third, slope = renew(before, R, plan, third)
+    fresh = jnp.where(plan.due[:, None], turn(now.third, plan.axes), 0)
+    third, slope = renew(before, R, plan, fresh)
     found = eqx.tree_at(lambda g: (g.third, g.slope), now, (third, slope))
     return found, int(plan.due.sum()), plan.turn
 

@@ -132,9 +132,10 @@ def plan_renewal(
 
 
 def renew(
-    before: Geometry, R: Float[Array, "k k"], plan: Renewal, third: Float[Array, "p d"]
+    before: Geometry, R: Float[Array, "k k"], plan: Renewal, fresh: Float[Array, "p d"]
 ) -> tuple[Float[Array, "p d"], Float[Array, "p d"]]:
-    """Third derivatives of the directions themselves, from those of their `axes`, and slopes."""
+    """Third derivatives of the directions, and their slopes, from `fresh` ones of the `axes`."""
+    third = jnp.where(plan.due[:, None], fresh, plan.expected)
     slope = turn(before.slope, R @ plan.axes) + (third - plan.expected) / plan.since[:, None]
     return turn(third, plan.axes.T), turn(slope, plan.axes.T)
 

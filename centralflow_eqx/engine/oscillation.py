@@ -218,16 +218,14 @@ def weighted_thirds(
     loss: Loss,
     point: Point,
     critical: Int[Array, ""],
-    known: tuple[Bool[Array, " p"], Float[Array, "p d"]] | None = None,
+    due: Bool[Array, " p"] | None = None,
 ) -> Float[Array, "p d"]:
     """Third derivatives of critical pairs as coordinates, so that those of X are their weights.
 
-    `known` are the pairs that are due and coordinates for the others.
+    Those of pairs that are not `due` are zero.
     """
-    weights = pair_weights(point.pairs.theta.size, point.w.dtype)[:, None]
-    if known is not None:
-        known = (known[0], known[1] / weights)
-    return weights * third_derivatives(loss, point.w, point.pairs.U, critical, known)
+    weights = pair_weights(point.pairs.theta.size, point.w.dtype)
+    return weights[:, None] * third_derivatives(loss, point.w, point.pairs.U, critical, due)
 
 
 def curvature_penalty(

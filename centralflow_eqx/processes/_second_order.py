@@ -307,7 +307,7 @@ def _outlook(
     X, before = R.T @ memory.X.astype(R.dtype) @ R, memory.geometry
     plan = plan_renewal(before, R, X, critical, memory.h, memory.turn, drifts)
     along = eqx.tree_at(lambda p: p.pairs.U, point, first.U @ plan.axes)
-    third = weighted_thirds(setting.loss, along, critical, (plan.due, plan.expected))
+    third = weighted_thirds(setting.loss, along, critical, plan.due)
     geometry = Geometry(first.Y, first.theta, *renew(before, R, plan, third), critical)
     slack = jnp.where(known(state.pairs, first), state.slack, jnp.inf)
     return Outlook(point, place, geometry, R, memory, slack, plan.turn), jnp.sum(plan.due)

@@ -65,13 +65,13 @@ def third_derivatives(
     w: Float[Array, " d"],
     U: Float[Array, "d m"],
     active: Int[Array, ""],
-    known: tuple[Bool[Array, " p"], Float[Array, "p d"]] | None = None,
+    due: Bool[Array, " p"] | None = None,
 ) -> Float[Array, "p d"]:
     """Third derivatives for all pairs of the first `active` columns of `U`.
 
     Rows are pairs (0,0), (1,0), (1,1), (2,0), ... so those of the leading columns come first; the
     loops stop after them and leave the other rows zero. Pairs with the same first column share
-    what depends on it alone. `known` are the pairs that are due and rows for the others.
+    what depends on it alone. Rows of pairs that are not `due` are zero, too.
     """
     d, m = U.shape
 
@@ -83,10 +83,9 @@ def third_derivatives(
 
         def fill(j: Array, out: Float[Array, "p d"]) -> Float[Array, "p d"]:
             pair = i * (i + 1) // 2 + j
-            if known is None:
+            if due is None:
                 return out.at[pair].set(tangent(U[:, j]))
-            due, rows = known
-            row = jax.lax.cond(due[pair], lambda: tangent(U[:, j]), lambda: rows[pair])
+            row = jax.lax.cond(due[pair], tangent, jnp.zeros_like, U[:, j])
             return out.at[pair].set(row)
 
         return jax.lax.fori_loop(0, i + 1, fill, out)
