@@ -26,6 +26,7 @@ from .tables import table
 from .work_precision import COSTS, weigh
 
 WARM_UP = "{{schedule: linear_schedule, init_value: 0.3, end_value: {end}, transition_steps: {n}}}"
+COUNTED, COUNTED_STEPS = (2, 4, 8, 16), 25
 LEAST_ROWS = 8  # fewer say little of a number of directions
 HEADER = (
     "critical directions",
@@ -35,16 +36,28 @@ HEADER = (
     "third derivatives",
     "in gradients",
     "length of a step",
-    "largest residual of the lock",
+    "largest distance from 2",
     "ms",
     "all pairs",
 )
 
 
-def follow(steps: int, end: float) -> list[dict[str, float]]:
+def warm_up(steps: int, end: float) -> list[dict[str, float]]:
+    """A flow whose learning rate grows to `end`."""
+    return follow(steps, [f"optimizer.lr={WARM_UP.format(end=end, n=steps)}"])
+
+
+def counted(k: int) -> list[dict[str, float]]:
+    """A flow that counts about `k` directions as critical."""
+    before = follow(1, [f"eigen.initial={k + 1}", "eigen.track_above=0.01"])[0]["eigenvalues"]
+    above = float(np.sqrt(before[k - 1] * before[k]))
+    settings = {"flow.method": "midstep", "flow.critical_above": above, "eigen.track_above": above}
+    return follow(COUNTED_STEPS, [f"{key}={value}" for key, value in settings.items()])[1:]
+
+
+def follow(steps: int, overrides: list[str]) -> list[dict[str, Any]]:
     """Every optimizer step of the flow: its critical directions, what it took, its lock."""
-    warm_up = WARM_UP.format(end=end, n=steps)
-    spec = load_spec(SPEC, [f"optimizer.lr={warm_up}"])
+    spec = load_spec(SPEC, overrides)
     task = build_task(spec)
     arguments = build_arguments(spec, task)
     arguments |= {"processes": ("central",), "raw_spectra": False, "evaluate": None}
@@ -57,17 +70,17 @@ def follow(steps: int, end: float) -> list[dict[str, float]]:
         lock = np.abs(np.asarray(series["eigenvalues"])[:oscillating] - 2).max(initial=0)
         found = {name: float(series[name]) for name in COSTS}
         found |= {"k": k, "length": float(series["step_length"]), "lock": float(lock)}
+        found["eigenvalues"] = np.asarray(series["eigenvalues"])
         rows.append(found | {"ms": 1e3 * (now - last)})
         last = now
     return rows
 
 
-def measure(steps: int, end: float) -> dict[str, Any]:
+def averaged(rows: list[dict[str, Any]], weights: dict[str, float]) -> list[dict[str, float]]:
     """Means over the steps with so many critical directions."""
-    weights, by_number = weigh(), defaultdict(list)
-    for row in follow(steps, end):
+    by_number, found = defaultdict(list), []
+    for row in rows:
         by_number[row["k"]].append(row)
-    rows = []
     for k, those in sorted(by_number.items()):
         if len(those) < LEAST_ROWS:
             continue
@@ -76,8 +89,18 @@ def measure(steps: int, end: float) -> dict[str, Any]:
         mean["equivalents"] = sum(weights[name] * mean[name] for name in COSTS)
         mean["ms"] = float(np.median([r["ms"] for r in those if r["ms"] > 0.1]))
         mean["all_pairs"] = k * (k + 1) / 2 / mean["length"]
-        rows.append(mean)
-    return {"weights": weights, "rows": rows}
+        found.append(mean)
+    return found
+
+
+def measure(steps: int, end: float) -> dict[str, Any]:
+    """Both tables, and what products and third derivatives weigh."""
+    weights = weigh()
+    return {
+        "weights": weights,
+        "at the edge": averaged(warm_up(steps, end), weights),
+        "counted": [row for k in COUNTED for row in averaged(counted(k), weights)],
+    }
 
 
 def line(row: dict[str, Any]) -> list[str]:
@@ -96,12 +119,13 @@ def line(row: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Print the table; write it as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.directions")
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps")
-    parser.add_argument("--end", type=float, default=4.0, help="the learning rate at their end")
+    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of the first")
+    parser.add_argument("--end", type=float, default=1.5, help="the learning rate at their end")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
     found = measure(arguments.steps, arguments.end)
-    print(table(HEADER, [line(row) for row in found["rows"]]))
+    for name in ("at the edge", "counted"):
+        print(f"\n{name}\n\n" + table(HEADER, [line(row) for row in found[name]]))
     print("in gradients:", ", ".join(f"{k} {v:.2f}" for k, v in found["weights"].items()))
     if arguments.json:
         found["environment"] = environment()
