@@ -21,10 +21,17 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 
 import centralflow_eqx as cf
-from centralflow_eqx.engine.curvature import local_model, third_derivative
+from centralflow_eqx.engine.curvature import (
+    Eigenpairs,
+    EigenTracker,
+    local_model,
+    third_derivatives,
+    unsolved,
+)
 from centralflow_eqx.task import Task
 
 from .tables import table
@@ -32,6 +39,8 @@ from .tables import table
 EXAMPLES, EACH = 840, 105
 """Examples for all devices, and for each."""
 COLUMNS = 1, 8
+CRITICAL, TRACKED = 3, 8
+"""Directions whose third derivatives are taken, and those with room for their eigenvectors."""
 ALL_AT_ONCE = 2**30
 HEADER = ("devices", "examples", "of", "exchanges", "KiB", "memory on each, MiB")
 _KINDS = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
@@ -51,21 +60,31 @@ def exchanges(compiled: Any) -> list[tuple[str, int]]:
 
 def programs(task: Task) -> dict[str, tuple[Callable, tuple]]:
     """What a step of a flow consists of, with arguments."""
-    w = task.initial_weights
+    w, placement = task.initial_weights, task.placement
+    chunk = 1 if placement is not None and placement.parts > 1 else ALL_AT_ONCE
+
+    def lay(tree: Any) -> Any:
+        return tree if placement is None else placement.lay(tree, w.size)
 
     def products(task: Task, w: jax.Array, V: jax.Array) -> jax.Array:
-        return local_model(task, w, ALL_AT_ONCE).hvps(V)
+        return local_model(task, w, chunk).hvps(V)
 
-    def third(task: Task, w: jax.Array, u: jax.Array) -> jax.Array:
-        return third_derivative(task, w, u, u)
+    def eigenpairs(task: Task, w: jax.Array, pairs: Eigenpairs) -> Eigenpairs:
+        gain = lx.DiagonalLinearOperator(jnp.ones_like(w))
+        return EigenTracker().solve(local_model(task, w, chunk), gain, pairs)
 
-    blocks = {
-        f"{k} products": (products, (task, w, jnp.ones((w.size, k), w.dtype))) for k in COLUMNS
-    }
+    def thirds(task: Task, w: jax.Array, U: jax.Array) -> jax.Array:
+        return third_derivatives(task, w, U, jnp.asarray(CRITICAL))
+
+    def ones(k: int) -> jax.Array:
+        return lay(jnp.ones((w.size, k), w.dtype))
+
+    pairs = lay(unsolved(w.size, TRACKED, w.dtype, jax.random.key(0)))
     return {
         "gradient": (lambda task, w: jax.value_and_grad(task)(w), (task, w)),
-        **blocks,
-        "third derivative": (third, (task, w, jnp.ones_like(w))),
+        **{f"{k} products": (products, (task, w, ones(k))) for k in COLUMNS},
+        f"{CRITICAL * (CRITICAL + 1) // 2} third derivatives": (thirds, (task, w, ones(CRITICAL))),
+        f"{TRACKED} eigenpairs": (eigenpairs, (task, w, pairs)),
     }
 
 

@@ -1,4 +1,4 @@
-"""What 1, 8 and 7 devices make of the same problem; run in a process that has eight of them.
+"""What 1, 8 and 7 devices, and what they share out, make of the same problem; run in a process that has eight of them.
 
 Prints the largest differences, relative to the size of what is compared, as JSON.
 """
@@ -18,6 +18,7 @@ from centralflow_eqx.engine.curvature import (
     EigenTracker,
     local_model,
     third_derivative,
+    third_derivatives,
     unsolved,
 )
 from centralflow_eqx.precision import engage
@@ -31,10 +32,15 @@ OPTIMIZERS = {
 }
 
 
-def make(devices, n=100, widths=(8,), memory=Memory()):  # noqa: B008
-    data, model = cf.data.Digits(n=n), cf.models.MLP(widths)
+ALONE = 1, "examples"
+LAYOUTS = (8, "examples"), (7, "examples"), (8, "both"), (7, "weights")
+
+
+def make(devices, shard="examples", memory=Memory()):  # noqa: B008
+    """100 examples of which neither 7 nor 8 is a divisor; both divide 2072 weights."""
+    data, model = cf.data.Digits(n=100), cf.models.MLP((28,), bias=False)
     return cf.make_task(
-        data, model, cf.losses.MSE(), dtype="float64", devices=devices, memory=memory
+        data, model, cf.losses.MSE(), dtype="float64", devices=devices, shard=shard, memory=memory
     )
 
 
@@ -45,7 +51,7 @@ def far(a, b):
 
 @eqx.filter_jit
 def derivatives(task, w, V, key):
-    """Loss, gradient, products, an eigenpair, a third derivative, and scores."""
+    """Loss, gradient, products, an eigenpair, third derivatives, and scores."""
     model = local_model(task, w, 2**30)
     gain = lx.DiagonalLinearOperator(jnp.ones_like(w))
     tracker = EigenTracker(track_above=jnp.inf, tol=1e-13)
@@ -59,36 +65,41 @@ def derivatives(task, w, V, key):
         "eigenvalue": pairs.theta[0],
         "eigenvector": sign * pairs.U[:, 0],
         "third": third,
+        "thirds": third_derivatives(task, w, V, jnp.asarray(2)),
         **task.evaluate(w),
     }
 
 
-def compare_derivatives(memories=(Memory(), Memory(16, remat=True)), several=(8, 7)):  # noqa: B008
+def compare_derivatives(memories=(Memory(), Memory(16, remat=True)), layouts=LAYOUTS):  # noqa: B008
     found = {}
     for memory in memories:
         results = {}
-        for devices in (1, *several):
-            task = make(devices, memory=memory)
+        for layout in (ALONE, *layouts):
+            task = make(*layout, memory=memory)
             w = task.initial_weights
             V = jr.normal(jr.key(1), (w.size, 3), w.dtype)
-            results[devices] = derivatives(task, w, V, jr.key(0))
-        for devices in several:
-            for name, value in results[1].items():
-                key = f"{name} {devices} {memory.microbatch}"
-                found[key] = far(value, results[devices][name])
+            results[layout] = derivatives(task, w, V, jr.key(0))
+        for layout in layouts:
+            for name, value in results[ALONE].items():
+                key = f"{name} {layout} {memory.microbatch}"
+                found[key] = far(value, results[layout][name])
     return found
 
 
 def count_collectives():
-    task = make(8)
-    found = {name: exchanges(compile_program(*program)) for name, program in programs(task).items()}
+    found = {}
+    for shard in ("examples", "both"):
+        task = make(8, shard)
+        found[shard] = {
+            name: exchanges(compile_program(*program)) for name, program in programs(task).items()
+        }
     return {"d": task.num_parameters, "exchanges": found}
 
 
-def compare_steps(name):
+def compare_steps(name, layouts=LAYOUTS[:3]):
     results = {}
-    for devices in (1, 8, 7):
-        task = make(devices)
+    for layout in (ALONE, *layouts):
+        task = make(*layout)
         rows = cf.simulate(
             task,
             OPTIMIZERS[name],
@@ -99,21 +110,21 @@ def compare_steps(name):
             steps=10,
             settings=TIGHT,
         )
-        results[devices] = list(rows)
+        results[layout] = list(rows)
     return {
-        f"{series} {devices}": max(
+        f"{series} {layout}": max(
             far(a.weights[series], b.weights[series])
-            for a, b in zip(results[1], results[devices], strict=True)
+            for a, b in zip(results[ALONE], results[layout], strict=True)
         )
-        for devices in (8, 7)
-        for series in results[1][0].weights
+        for layout in layouts
+        for series in results[ALONE][0].weights
     }
 
 
 engage()
 ACTIONS = {
     "derivatives": compare_derivatives,
-    "uneven": lambda: compare_derivatives([Memory(16, remat=True)], [7]),
+    "uneven": lambda: compare_derivatives([Memory(16, remat=True)], LAYOUTS[1:3]),
     "collectives": count_collectives,
 }
 action = sys.argv[1]

@@ -1,5 +1,6 @@
 """Runs that several devices, or several processes, share."""
 
+import functools
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from centralflow_eqx.placement import Placement, choose_devices, place, to_host
 FORCED = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 
+@functools.cache
 def sharded(action):
     """What `_sharded.py` finds out in a process with eight devices."""
     script = Path(__file__).with_name("_sharded.py")
@@ -31,25 +33,43 @@ def sharded(action):
 
 @pytest.mark.parametrize("cases", quick(["uneven", "derivatives"], "uneven"))
 def test_devices_change_rounding_alone(cases):
-    """100 examples on 8 devices and on 7, which do not divide them, also in microbatches."""
+    """100 examples on 8 devices and on 7, which do not divide them, also in microbatches; and
+    weights that both divide."""
     found = sharded(cases)
-    assert len(found) == 9 * {"uneven": 1, "derivatives": 2 * 2}[cases]
+    assert len(found) == 10 * {"uneven": 2, "derivatives": 2 * 4}[cases]
     # An eigenvector is as accurate as its residual by the gap to the next, 1e-13 by some 1e-1.
     assert max(found.values()) < 1e-11
 
 
-def test_a_gradient_and_a_block_of_products_take_one_reduction():
+def test_what_devices_exchange():
     found = sharded("collectives")
-    size, exchanges = 8 * found["d"], found["exchanges"]
+    size, exchanges = 8 * found["d"], found["exchanges"]["examples"]
     # Nothing is gathered, and beside vectors only a number or two are added up.
     assert {kind for moved in exchanges.values() for kind, _ in moved} == {"all-reduce"}
     large = {name: [n for _, n in moved if n > 64] for name, moved in exchanges.items()}
     assert large["gradient"] == [size]
+    assert large["6 third derivatives"] == [6 * size]
     for columns in (1, 8):
         (moved,) = large[f"{columns} products"]
         assert columns * size <= moved <= 1.5 * columns * size
-    assert len(large["third derivative"]) == 1
     assert len(exchanges["1 products"]) == len(exchanges["8 products"]) <= 2
+
+
+def test_what_devices_exchange_that_share_weights():
+    found = sharded("collectives")
+    size, exchanges = 8 * found["d"], found["exchanges"]["both"]
+    gathered = {
+        name: [n for kind, n in moved if kind == "all-gather"] for name, moved in exchanges.items()
+    }
+    # What a forward pass needs: the weights and the direction of a derivative, one at a time, of
+    # however many columns. The eigensolver, which has twenty blocks of them, gathers no more.
+    times = {"gradient": 1, "1 products": 2, "8 products": 2, "8 eigenpairs": 2}
+    assert gathered == {name: [size] * n for name, n in times.items()} | {
+        "6 third derivatives": [size] * 3
+    }
+    kinds = {kind for moved in exchanges.values() for kind, _ in moved}
+    assert kinds == {"all-gather", "all-reduce"}
+    assert max(n for moved in exchanges.values() for _, n in moved) <= 1.5 * size
 
 
 @pytest.mark.slow
@@ -168,9 +188,9 @@ def test_processes_that_do_not_find_each_other(tmp_path, index):
 def test_what_is_on_all_devices_stays_where_it_is():
     placement = Placement(tuple(jax.devices()))
     tree = {"w": np.arange(3.0), "key": jax.random.key(3), "name": "x"}
-    copied = placement.copy(tree)
+    copied = placement.lay(tree, 3)
     assert copied["name"] == "x"
-    assert placement.copy(copied)["w"] is copied["w"]
+    assert placement.lay(copied, 3)["w"] is copied["w"]
     np.testing.assert_array_equal(to_host(copied["w"]), tree["w"])
     assert jax.random.key_data(copied["key"]).tolist() == jax.random.key_data(tree["key"]).tolist()
 

@@ -82,6 +82,7 @@ def move(
 
     def step(now: _Progress, i: Array) -> tuple[_Progress, Outcome]:
         new, view, verdict = process.move(now.state)
+        new, view = process.setting.laid((new, view), view.w)
         sums = _state_sums(process.setting, view)
         view = eqx.tree_at(lambda v: v.series, view, view.series | sums)
         retry = (verdict.stop == STOP.unsolved) & may_retry & ~verdict.overflow
@@ -132,7 +133,9 @@ def watch(
 
     def step(now: tuple, i: Array) -> tuple[tuple, Outcome]:
         pairs, crowded = now
-        found, series, overflow = look(setting, pairs, _row(sights, i))
+        sight = _row(sights, i)
+        found, series, overflow = look(setting, pairs, sight)
+        found = setting.laid(found, sight.w)
         crowded = jnp.where(overflow, i, crowded)
         return (found, crowded), Outcome(series, jnp.ones((), bool), overflow)
 

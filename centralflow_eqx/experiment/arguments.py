@@ -16,6 +16,7 @@ from ..engine.settings import METHODS, STEP_LENGTHS, Settings
 from ..engine.state_rate import STATE_RATES
 from ..errors import OptionError, did_you_mean, running
 from ..optimizers import AbstractOptimizer, Optax
+from ..placement import to_host
 from ..processes import PROCESSES
 from ..task import AnyTask, Layout, check_function, flatten, identity
 
@@ -63,7 +64,7 @@ def check_problem(
         loss = OfTree(loss, unravel, rest)
     if str(flat.dtype) not in _SIZES:
         raise ValueError(f"w must be of {' or '.join(_SIZES)}, got {flat.dtype}: convert it")
-    bad = int(np.sum(~np.isfinite(flat)))
+    bad = int(np.sum(~np.isfinite(to_host(jnp.asarray(flat)))))
     if bad:
         raise ValueError(f"w must be finite, {bad} of its {flat.size} entries are not")
     w = jnp.asarray(flat)

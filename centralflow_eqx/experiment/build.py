@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from ..data.npz import finite
 from ..errors import InputError, OptionError, Problem
 from ..losses import AbstractLoss
 from ..models import AbstractModel
-from ..placement import place
+from ..placement import Placement, place
 from ..precision import engage
 from ..spec import Spec
 from ..task import (
@@ -29,6 +30,7 @@ from ..task import (
     network_shapes,
     wrong_length,
 )
+from .memory import fits
 
 
 class Parts(NamedTuple):
@@ -57,16 +59,33 @@ def build_task(spec: Spec) -> AnyTask:
     if isinstance(parts, Function):
         assert spec.task is not None
         engage()
-        return FunctionTask(parts.loss, jnp.asarray(spec.task.start, spec.precision))
-    try:
-        placement = place(spec.devices)
-    except OptionError as error:
-        raise spec.error("devices", error.message) from None
+        start = np.asarray(spec.task.start, spec.precision)
+        placement = _place(spec) if spec.shard == "weights" else None
+        placement = placement and placement.of_weights(start.size)
+        held = placement.lay(start, start.size) if placement else jnp.asarray(start)
+        return FunctionTask(parts.loss, held)
     network = build_network(parts.model, parts.dataset, spec.seed)
     memory = Memory(spec.memory.microbatch, spec.memory.remat)
-    return Task(
-        network, parts.loss, parts.dataset, spec.precision, parts.initial, memory, placement
-    )
+
+    def placed(placement: Placement | None) -> Task:
+        made = spec.precision, parts.initial, memory, placement
+        return Task(network, parts.loss, parts.dataset, *made)
+
+    placement = _place(spec)
+    task, columns = placed(placement), max(2, spec.eigen.initial)
+    if placement is None or spec.shard != "auto":
+        return task
+    if fits(task, task.initial_weights, columns, spec.memory.hvp_chunk):
+        return task
+    return placed(replace(placement, shard="both"))
+
+
+def _place(spec: Spec) -> Placement | None:
+    """The devices that the spec means, and what they share out."""
+    try:
+        return place(spec.devices, "examples" if spec.shard == "auto" else spec.shard)
+    except OptionError as error:
+        raise spec.error("devices", error.message) from None
 
 
 def check(specs: Sequence[Spec]) -> list[str]:
@@ -147,8 +166,12 @@ def _blaming(spec: Spec, section: str) -> Iterator[None]:
 def _misfits(spec: Spec, parts: Parts | Function) -> list[Problem]:
     """What the spec asks for, to record, or to draw, that the task does not have."""
     d, record, found = parts.d, spec.record, []
-    if isinstance(parts, Function) and spec.devices not in ("auto", 1):
-        found.append(spec.problem("devices", "a task has no examples to share out"))
+    if isinstance(parts, Function):
+        none = "a task has no examples to share out, its weights can be: shard: weights"
+        if spec.shard in ("examples", "both"):
+            found.append(spec.problem("shard", none))
+        elif spec.shard == "auto" and spec.devices not in ("auto", 1):
+            found.append(spec.problem("devices", none))
     if isinstance(parts, Function):
         n, lacking = 0, "a task has no examples"
     else:

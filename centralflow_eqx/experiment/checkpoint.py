@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..placement import placement_of
 from ..record.files import write_whole
 from ..record.quantities import versions
 from ..spec import Spec, digest_code
@@ -24,7 +25,7 @@ _ABOUT = "about"
 _EVERY_SECONDS = 300.0
 _ROWS_STAND = "name", "steps", "stop", "checkpoint", "output", "sweep", "record"
 """Sections of a spec that change no row of a run; what is recorded is a matter of its own."""
-_OTHER_DEVICES = "devices", "distributed"
+_OTHER_DEVICES = "devices", "shard", "distributed"
 """Sections that may change its rounding."""
 
 
@@ -68,6 +69,14 @@ def kind_of_device(task: AnyTask) -> str:
     return min(device.device_kind for device in task.initial_weights.sharding.device_set)
 
 
+def number_of_devices(task: AnyTask) -> str:
+    """How many devices share a task, and vectors as long as its weights."""
+    placement = placement_of(task.initial_weights)
+    if placement is None or placement.parts == 1:
+        return str(len(task.initial_weights.sharding.device_set))
+    return f"{placement.count}, weights in {placement.parts} parts"
+
+
 def fingerprint(spec: Spec, task: AnyTask) -> dict[str, str]:
     """What a run's rows depend on: spec, data, weights, the user's code, versions, device."""
     # without what is left at its default: a later version may know more keys
@@ -81,7 +90,7 @@ def fingerprint(spec: Spec, task: AnyTask) -> dict[str, str]:
         "code": digest_code(spec.own_names),
         "precision": spec.precision,
         "device": kind_of_device(task),
-        "devices": str(len(task.initial_weights.sharding.device_set)),
+        "devices": number_of_devices(task),
         "threads": str(count_threads()),
         **versions(),
     }

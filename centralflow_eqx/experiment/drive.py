@@ -143,9 +143,10 @@ def _grow(experiment: Experiment, state: RunState, flags: Flags, notify: Notify)
         else:
             probe = experiment.probes[int(name.rpartition("/")[2])]
             probes[name] = probe.widen(probes[name])
-    return eqx.tree_at(
+    grown = eqx.tree_at(
         lambda s: (s.processes, s.spectra, s.probes), state, (processes, spectra, probes)
     )
+    return experiment.setting.lay(grown, experiment.start)
 
 
 def _without_weights(records: Records) -> Records:

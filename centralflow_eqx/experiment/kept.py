@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
+from ..placement import to_host
 from .state import RunState
 
 Kept = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -20,8 +21,11 @@ class Misfit(ValueError):
 
 def keep(state: RunState) -> Kept:
     """The arrays of a state, on the host; `fit` makes a state of them again."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path): to_host(leaf) if isinstance(leaf, jax.Array) else leaf
+        for path, leaf in leaves
+    }
 
 
 def fit(shapes: RunState, kept: Kept) -> RunState:

@@ -9,6 +9,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ..engine.curvature import Loss, local_model, third_derivative
 from ..engine.response import Vector
+from ..placement import placement_of
+from ..task import Task
 
 FUSED = 0.7
 """Share of the intermediate arrays of a traced program that the compiler keeps, about."""
@@ -17,7 +19,7 @@ FUSED = 0.7
 def estimate_peak(loss: Loss, w: Vector, columns: int, chunk: int = 0) -> dict[str, int]:
     """Bytes that the largest intermediate arrays take, for each of what a flow's step computes.
 
-    Of those on one of the devices that the weights are on, which share the examples.
+    Of those on one of the devices that share the work.
 
     Keys are "gradient", "hvps" (Hessian-vector products with `columns` vectors, `chunk` at a time)
     and "third_derivative"; the peak of a step is about the largest. Only shapes are traced. The
@@ -32,10 +34,21 @@ def estimate_peak(loss: Loss, w: Vector, columns: int, chunk: int = 0) -> dict[s
             vector, vector
         ),
     }
-    share = FUSED / len(w.sharding.device_set)
+    on_all, on_each = (loss.placement if isinstance(loss, Task) else None), placement_of(w)
+    share = FUSED / (1 if on_all is None else on_all.shares)
     peaks = {name: int(share * peak_bytes(program.jaxpr)) for name, program in programs.items()}
     basis = 20 * w.size * columns * jnp.dtype(w.dtype).itemsize
-    return peaks | {"hvps": peaks["hvps"] + basis}
+    return peaks | {"hvps": peaks["hvps"] + basis // (1 if on_each is None else on_each.parts)}
+
+
+def fits(loss: Loss, w: Vector, columns: int, chunk: int = 0) -> bool:
+    """Whether a step that keeps `columns` eigenvectors fits a device that has nothing else to do.
+
+    True where devices do not say how much memory they have.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peaks = estimate_peak(loss, w, columns, chunk) if "bytes_limit" in stats else {}
+    return max(peaks.values(), default=0) <= stats.get("bytes_limit", math.inf)
 
 
 def peak_bytes(jaxpr: Jaxpr) -> int:

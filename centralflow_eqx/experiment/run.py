@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..errors import ExitCode, InputError, Location, Problem, RunLost, one_line
 from ..hosts import HostLost, NotJoined, are_several, is_first, join
+from ..placement import placement_of
 from ..record.onlooker import Onlooker
 from ..record.owner import DirectoryInUse, check_free
 from ..record.reader import load_run
@@ -157,6 +158,7 @@ def _carry_out(
             made = fingerprint(spec, task)
             if checkpoint is not None:
                 _check_same(spec, run_dir / "spec.yaml", checkpoint.made, made, changed)
+            _warn_of_parts(spec, task)
             _warn_of_memory(spec, task)
             kept = None if checkpoint is None else checkpoint.kept
             try:
@@ -284,6 +286,19 @@ def _what_is_kept(run_dir: Path | None) -> str:
 
 def _refused(place: Path, message: str) -> InputError:
     return InputError([Problem(Location(str(place)), "", message)])
+
+
+def _warn_of_parts(spec: Spec, task: AnyTask) -> None:
+    """Tell where the weights to be split do not divide among the devices."""
+    placement, d = placement_of(task.initial_weights), task.num_parameters
+    if placement is None or spec.shard not in ("weights", "both"):
+        return
+    here = sum(device.process_index == jax.process_index() for device in placement.devices)
+    if placement.parts < here:
+        whole = "each device has all of every vector" if placement.parts == 1 else ""
+        told = whole or f"every vector is split into {placement.parts} parts"
+        message = f"shard: {d} weights do not divide among the {here} devices of a host: {told}"
+        warnings.warn(message, stacklevel=1)
 
 
 def _warn_of_memory(spec: Spec, task: AnyTask) -> None:

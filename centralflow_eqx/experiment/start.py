@@ -19,7 +19,7 @@ from ..engine.settings import Settings
 from ..engine.state_rate import STATE_RATES
 from ..errors import OptionError, UnsupportedRule
 from ..optimizers import AbstractOptimizer
-from ..placement import placement_of
+from ..placement import Placement, placement_of
 from ..precision import engage
 from ..processes import (
     PROCESSES,
@@ -132,10 +132,11 @@ def start(
     check_count("warm_start", warm_start, 0)
     loss, optimizer, w, unravel = check_problem(loss, optimizer, w, unravel)
     check_settings(settings, w.size)
+    placement = placement_of(w)
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     notify("deriving the optimizer's response")
     response, w, s, value = respond(loss, optimizer, unravel, w, warm_start, rule_key)
-    setting = _setting(loss, response, settings, w, minibatch)
+    setting = _setting(loss, response, settings, w, minibatch, placement)
     members = _members(setting, processes)
     for why in filter(None, (probe.refusal(setting) for probe in probes)):
         raise UnsupportedRule(why)
@@ -153,31 +154,32 @@ def start(
     )
     raw_spectra = raw_spectra and has_raw_spectrum(setting)
     origin = _Origin(s, room, raw_spectra, survey_key, key)
-    experiment, origin = _placed((experiment, origin), w)
+    experiment, origin = setting.lay((experiment, origin), w)
     # A tree's copy has dictionaries sorted, and random keys go to the members in their order.
     experiment = replace(experiment, members={name: experiment.members[name] for name in members})
     if kept is None:
         return experiment, _begin(experiment, origin, notify)
-    state = _placed(fit(_shapes(experiment, origin), kept), w)
+    state = setting.lay(fit(_shapes(experiment, origin), kept), w)
     return experiment, _go_on(experiment, state, notify)
 
 
 def _setting(
-    loss: Loss, response: Response, settings: Settings, w: Vector, minibatch: Minibatch | None
+    loss: Loss,
+    response: Response,
+    settings: Settings,
+    w: Vector,
+    minibatch: Minibatch | None,
+    placement: Placement | None,
 ) -> Setting:
     """What processes share, with what the rule and the devices have to say of the settings."""
     rate = STATE_RATES[settings.state_rate]
     if response.structure.maxima:  # long steps do not see that it begins to be exceeded
         settings = replace(settings, max_step=min(settings.longest, 1.0))
-    if len(w.sharding.device_set) > 1 and not settings.hvp_chunk:
-        settings = replace(settings, hvp_chunk=_ALL)
-    return Setting(loss, response, rate, settings.resolved(w.dtype, rate.restoration), minibatch)
-
-
-def _placed(tree: T, w: Vector) -> T:
-    """Arrays on the devices that the weights are on."""
-    placement = placement_of(w)
-    return tree if placement is None else placement.copy(tree)
+    if placement is not None and not settings.hvp_chunk:
+        # Where vectors are split, a product needs the whole of its own.
+        settings = replace(settings, hvp_chunk=_ALL if placement.parts == 1 else 1)
+    resolved = settings.resolved(w.dtype, rate.restoration)
+    return Setting(loss, response, rate, resolved, minibatch, placement)
 
 
 def _loss_limit(first: Float[Array, ""], times: float | None) -> Float[Array, ""]:
@@ -233,7 +235,7 @@ def _members(setting: Setting, names: Sequence[str]) -> dict[str, AbstractProces
 def _begin(experiment: Experiment, origin: _Origin, notify: Notify) -> RunState:
     """The first state. Programs that need nothing of each other compile side by side."""
     w, s, names = experiment.start, origin.s, list(experiment.members)
-    pairs, keys = origin.pairs(w), origin.keys(names)
+    pairs, keys = experiment.setting.lay(origin.pairs(w), w), origin.keys(names)
     notify(f"compiling {', '.join(names)} and the eigensolver")
     pool = side_by_side(experiment)
     first = pool.submit(_survey, experiment, s, pairs)
@@ -248,7 +250,7 @@ def _begin(experiment: Experiment, origin: _Origin, notify: Notify) -> RunState:
 
     states = dict(zip(names, pool.map(ready, names), strict=True))
     pairs = first.result()
-    return _compose(experiment, origin, states, pairs)
+    return experiment.setting.lay(_compose(experiment, origin, states, pairs), w)
 
 
 def _go_on(experiment: Experiment, state: RunState, notify: Notify) -> RunState:
@@ -308,11 +310,11 @@ def _survey(experiment: Experiment, s: State, pairs: Eigenpairs) -> Eigenpairs:
         active, room = int(found.active), found.theta.size
         if int(crowded) == programs.NOTHING:
             break
-        pairs = widen(found, 2 * room)
+        pairs = setting.lay(widen(found, 2 * room), w)
     while room < w.size and active + _SPARE > room:
         room *= 2
         found = widen(found, room)
-    return found
+    return setting.lay(found, w)
 
 
 def _compile(experiment: Experiment, name: str, state: Any) -> None:
@@ -336,7 +338,7 @@ def _compile(experiment: Experiment, name: str, state: Any) -> None:
 def _first_state(
     process: AbstractProcess, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray
 ) -> Any:
-    return process.init(w, s, pairs, key)
+    return process.setting.laid(process.init(w, s, pairs, key), w)
 
 
 def _first_spectra(

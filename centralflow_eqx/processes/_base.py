@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ from ..engine.oscillation import Modes
 from ..engine.response import Response, State, Vector
 from ..engine.settings import Resolved
 from ..engine.state_rate import AbstractStateRate, Backward
+from ..placement import Placement
 
+T = TypeVar("T")
 Minibatch = Callable[[Vector, Int[Array, ""], PRNGKeyArray], Float[Array, ""]]
 """The loss of the mini-batch that a step takes, from weights, the number of the step and a key."""
 
@@ -47,7 +49,8 @@ def failed(stop: STOP) -> Bool[Array, ""]:
 class Setting(eqx.Module):
     """What processes share: the loss, the optimizer's derived response and the settings.
 
-    `minibatch` is the loss whose gradients a mini-batch optimizer takes.
+    `minibatch` is the loss whose gradients a mini-batch optimizer takes, `placement` the devices
+    that share the work, None for the one that JAX chose itself.
     """
 
     loss: Loss
@@ -55,6 +58,15 @@ class Setting(eqx.Module):
     rate: AbstractStateRate
     settings: Resolved
     minibatch: Minibatch | None = None
+    placement: Placement | None = eqx.field(static=True, default=None)
+
+    def lay(self, tree: T, like: Vector) -> T:
+        """Arrays on the devices, vectors as long as the weights split where they are to be."""
+        return tree if self.placement is None else self.placement.lay(tree, like.size)
+
+    def laid(self, tree: T, like: Vector) -> T:
+        """Within a program: what `lay` would leave as it is."""
+        return tree if self.placement is None else self.placement.laid(tree, like.size)
 
     def local_model(self, w: Vector) -> LocalModel:
         """Loss, gradient and Hessian-vector products at `w`."""

@@ -20,6 +20,7 @@ _HOUSEKEEPING = (
     "memory",
     "processes",
     "record",
+    "shard",
 )
 _NEVER = ("name", "output")
 

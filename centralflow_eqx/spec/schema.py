@@ -269,7 +269,10 @@ class Spec(Section):
         Literal["auto", "all"] | AtLeastOne | Annotated[tuple[str, ...], MinLen(1)],
         Allowed('"auto", "all", a number, or a list of kinds such as [gpu]'),
     ] = "auto"
-    """What shares the examples; auto: all accelerators, or one CPU; all; so many; or kinds."""
+    """What shares the work; auto: all accelerators, or one CPU; all; so many; or kinds."""
+    shard: Literal["auto", "examples", "weights", "both"] = "auto"
+    """What the devices share out: examples, or the weights and what is as long as they are, such as
+    eigenvectors, or both; auto: examples, and weights only where eigenvectors would not fit."""
     distributed: Annotated[
         Literal["auto", "off"] | Cluster,
         Allowed('"auto", "off", or {coordinator: host:port, processes: N, index: 0 to N - 1}'),

@@ -11,7 +11,7 @@ from ..data import AbstractData, Dataset, load_dataset
 from ..errors import OptionError, running
 from ..losses import AbstractLoss
 from ..models import AbstractModel
-from ..placement import Wanted, place
+from ..placement import Shard, Wanted, place
 from ..precision import engage
 from ._fit import count_parameters, interface
 from ._task import Memory, Task
@@ -27,12 +27,14 @@ def make_task(
     initial_weights: Float[Array | np.ndarray, " d"] | None = None,
     memory: Memory = Memory(),  # noqa: B008
     devices: Wanted = "auto",
+    shard: Shard = "examples",
 ) -> Task:
     """The training problem of a network on data, as a spec with these parts has it.
 
     `seed` decides the split of the data and the network's weights, which `initial_weights` replace.
     The examples are shared among `devices`: "all", a number, kinds of them such as ["gpu"], or
-    "auto", all accelerators that there are.
+    "auto", all accelerators that there are. With `shard` "weights" it is the weights, and what is
+    as long as they are, such as eigenvectors; "both" are shared, too.
 
     Raises `OptionError` if the parts do not fit together, or there are no such devices.
     """
@@ -44,7 +46,7 @@ def make_task(
         if wrong:
             raise OptionError("initial_weights", wrong)
     network = build_network(model, dataset, seed)
-    return Task(network, loss, dataset, dtype, initial_weights, memory, place(devices))
+    return Task(network, loss, dataset, dtype, initial_weights, memory, place(devices, shard))
 
 
 def build_network(model: AbstractModel, dataset: Dataset, seed: int) -> PyTree:

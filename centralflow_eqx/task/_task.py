@@ -1,6 +1,7 @@
 """Model, data and loss as one function of flat weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -27,6 +28,14 @@ class Memory(NamedTuple):
 
     microbatch: int = 0
     remat: bool = False
+
+
+class Counted(NamedTuple):
+    """Examples, their answers, and which of these count."""
+
+    inputs: Shaped[Array, "n ..."]
+    answers: Labels | Targets
+    counts: Bool[Array, "n ..."]
 
 
 class Task(eqx.Module):
@@ -61,19 +70,23 @@ class Task(eqx.Module):
     ):
         """`network` maps one example to outputs; `initial_weights` replace its own.
 
-        With a `placement` the examples are shared among its devices.
+        With a `placement` its devices share the examples, or the weights, or both.
 
         Raises `OptionError` if the parts do not fit together.
         """
         engage()
         dataset = checked_dataset(dataset)
         check_loss(loss, check_network(network, dataset), dataset)
-        own, self.unravel, self._static = flatten(network)
+        own, layout, self._static = flatten(network)
         initial_weights = own if initial_weights is None else initial_weights
         weights: Any = np.asarray(initial_weights, dtype)
-        self.initial_weights = placement.copy(weights) if placement else jnp.asarray(weights)
+        placement = placement and placement.of_weights(weights.size)
+        self.initial_weights = (
+            placement.lay(weights, weights.size) if placement else jnp.asarray(weights)
+        )
+        self.unravel = replace(layout, placement=placement)
         self.loss = loss
-        self.memory = memory if placement is None else _divisible(memory, placement.count)
+        self.memory = memory if placement is None else _divisible(memory, placement.shares)
         self.train_number = len(dataset.train_inputs)
         self.test_number = 0 if dataset.test_inputs is None else len(dataset.test_inputs)
 
@@ -84,7 +97,7 @@ class Task(eqx.Module):
             if values is None or placement is None:
                 return None if values is None else jnp.asarray(values, dtype)
             size = self.memory.microbatch
-            multiple = size if 0 < size < len(values) else placement.count
+            multiple = size if 0 < size < len(values) else placement.shares
             return placement.share(_filled_up(np.asarray(values, dtype), multiple))
 
         self.train_inputs = held(dataset.train_inputs, input_type)
@@ -96,6 +109,11 @@ class Task(eqx.Module):
     def num_parameters(self) -> int:
         """d, the length of the flat weights."""
         return self.unravel.size
+
+    @property
+    def placement(self) -> Placement | None:
+        """The devices that share it, None for the one that JAX chose itself."""
+        return self.unravel.placement
 
     def __repr__(self) -> str:
         """One line: the data, the loss and the weights."""
@@ -144,6 +162,26 @@ class Task(eqx.Module):
         loss, accuracy = self._means(weights, inputs, answers, self.test_number)
         return scores | {"test_loss": loss} | ({"test_accuracy": accuracy} if classified else {})
 
+    def shares(self) -> Counted | None:
+        """The training examples of each device, stacked along a first axis, for `of_share`.
+
+        None where devices do not share examples, or do not have whole vectors each.
+        """
+        placement = self.placement
+        if placement is None or placement.shares == 1 or placement.parts > 1:
+            return None
+        given = self.train_inputs, self.train_answers, self._training_counts()
+        return Counted(*(x.reshape(placement.shares, -1, *x.shape[1:]) for x in given))
+
+    def of_share(self, weights: Float[Array, " d"], share: Counted) -> Float[Array, ""]:
+        """What the examples of one device add to the training loss."""
+        assert self.placement is not None
+        number = jnp.sum(self._training_counts(), dtype=weights.dtype)
+        return self._sums(weights, share, self.placement.shares)[0] / number
+
+    def _training_counts(self) -> Bool[Array, "n ..."]:
+        return _those_that_count(self.train_answers, self.train_number)
+
     def _train_means(
         self, weights: Float[Array, " d"]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -160,49 +198,60 @@ class Task(eqx.Module):
 
         They are among those of the first `examples` inputs.
         """
-        counts = counted(answers)
-        if examples < len(inputs):
-            there = jnp.arange(len(inputs)) < examples
-            counts &= there.reshape(-1, *(1,) * (counts.ndim - 1))
+        counts = _those_that_count(answers, examples)
         number = jnp.sum(counts, dtype=weights.dtype)
-        loss, right = self._sums(weights, inputs, answers, counts)
+        # They are gathered once for all microbatches.
+        whole = self.unravel.whole(weights)
+        loss, right = self._sums(whole, Counted(inputs, answers, counts))
         return loss / number, right / number
 
     def _sums(
-        self,
-        weights: Float[Array, " d"],
-        inputs: Shaped[Array, "n ..."],
-        answers: Labels | Targets,
-        counts: Bool[Array, "n ..."],
+        self, weights: Float[Array, " d"], given: Counted, shares: int = 1
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Total loss, and how many labels are predicted correctly, over those that count."""
+        """Total loss, and how many labels are predicted correctly, over those that count.
 
-        def sums(w: Array, x: Array, y: Array, counts: Array) -> tuple[Array, Array]:
-            outputs = self.predict(w, x)
-            return self.loss.total(outputs, y, counts), correct(outputs, y, counts)
+        Of one of as many `shares` as there may be, microbatches are as much smaller.
+        """
 
-        size = self.memory.microbatch
-        if not 0 < size < len(inputs):
-            whole = jax.checkpoint(sums) if self.memory.remat else sums
-            return whole(weights, inputs, answers, counts)
+        def sums(w: Array, given: Counted) -> tuple[Array, Array]:
+            inputs, answers, counts = given
+            outputs = self.predict(w, inputs)
+            return self.loss.total(outputs, answers, counts), correct(outputs, answers, counts)
+
+        size, n = self.memory.microbatch // shares, len(given.inputs)
+        if not 0 < size < n:
+            return (jax.checkpoint(sums) if self.memory.remat else sums)(weights, given)
 
         # The last microbatch is filled up with examples that do not count.
-        missing = -len(inputs) % size
-        inputs, answers = (jnp.concatenate([x, x[:missing]]) for x in (inputs, answers))
-        counts = jnp.concatenate([counts, jnp.zeros_like(counts[:missing])])
+        missing = -n % size
+        filled = Counted(*(jnp.concatenate([x, x[:missing]]) for x in given))
+        there = jnp.arange(n + missing) < n
+        filled = filled._replace(counts=filled.counts & _along(there, filled.counts))
         # Examples far apart come together: those of one device are neighbours.
         batches = jax.tree.map(
-            lambda x: jnp.swapaxes(x.reshape(size, -1, *x.shape[1:]), 0, 1),
-            (inputs, answers, counts),
+            lambda x: jnp.swapaxes(x.reshape(size, -1, *x.shape[1:]), 0, 1), filled
         )
 
         # Without checkpoints the backward pass would keep the activations of every microbatch.
-        def add(totals: tuple[Array, Array], batch: tuple[Array, ...]) -> tuple:
-            new = jax.checkpoint(sums)(weights, *batch)
+        def add(totals: tuple[Array, Array], batch: Counted) -> tuple:
+            new = jax.checkpoint(sums)(weights, batch)
             return (totals[0] + new[0], totals[1] + new[1]), None
 
         zero = jnp.zeros((), weights.dtype)
         return jax.lax.scan(add, (zero, zero), batches)[0]
+
+
+def _those_that_count(answers: Labels | Targets, examples: int) -> Bool[Array, "n ..."]:
+    """Which answers count, of the first `examples`."""
+    counts = counted(answers)
+    if examples == len(answers):
+        return counts
+    return counts & _along(jnp.arange(len(answers)) < examples, counts)
+
+
+def _along(these: Bool[Array, " n"], like: Bool[Array, "n ..."]) -> Bool[Array, "n ..."]:
+    """With as many axes as `like`."""
+    return these.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _divisible(memory: Memory, devices: int) -> Memory:
@@ -221,6 +270,14 @@ class FunctionTask(eqx.Module):
 
     function: Callable[[Float[Array, " d"]], Float[Array, ""]] = eqx.field(static=True)
     initial_weights: Float[Array, " d"]
+
+    def __repr__(self) -> str:
+        """One line: the function and the weights."""
+        if not eqx.is_array(self.initial_weights):
+            return super().__repr__()  # a part of one, as in JAX's messages
+        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        dtype = self.initial_weights.dtype
+        return f"FunctionTask({name} of {self.num_parameters} weights, {dtype})"
 
     def __call__(self, weights: Float[Array, " d"]) -> Float[Array, ""]:
         return self.function(weights)

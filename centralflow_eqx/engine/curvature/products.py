@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int
 
+from ...task import Counted, Task
+
 Loss = Callable[[Float[Array, " d"]], Float[Array, ""]]
 
 
@@ -71,8 +73,27 @@ def third_derivatives(
 
     Rows are pairs (0,0), (1,0), (1,1), (2,0), ... so those of the leading columns come first; the
     loops stop after them and leave the other rows zero. Pairs with the same first column share
-    what depends on it alone. Rows of pairs that are not `due` are zero, too.
+    what depends on it alone. Rows of pairs that are not `due` are zero, too. Of a task whose
+    examples devices share each of them adds up its own for all pairs, and what they have found is
+    added up once.
     """
+    shares = loss.shares() if isinstance(loss, Task) else None
+    if shares is None:
+        return _all_pairs(loss, w, U, active, due)
+
+    def of_share(share: Counted) -> Float[Array, "p d"]:
+        return _all_pairs(lambda w: loss.of_share(w, share), w, U, active, due)
+
+    return jnp.sum(jax.vmap(of_share)(shares), 0)
+
+
+def _all_pairs(
+    loss: Loss,
+    w: Float[Array, " d"],
+    U: Float[Array, "d m"],
+    active: Int[Array, ""],
+    due: Bool[Array, " p"] | None,
+) -> Float[Array, "p d"]:
     d, m = U.shape
 
     def fill_rows(i: Array, out: Float[Array, "p d"]) -> Float[Array, "p d"]:

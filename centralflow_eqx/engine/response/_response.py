@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ...optimizers import AbstractOptimizer
+from ...task import Layout
 from ..compile import inlined
 
 Vector = Float[Array, " d"]
@@ -63,7 +64,8 @@ class Rule(eqx.Module):
 def _update(rule: Rule, g: Vector, s: State, w: Vector) -> tuple[Vector, State]:
     step, new = rule.optimizer.update(rule.unravel(g), s, rule.unravel(w))
     new = jax.tree.map(lambda n, o: jnp.asarray(n, jnp.asarray(o).dtype), new, s)
-    return ravel_pytree(step)[0].astype(w.dtype), new
+    flat = ravel_pytree(step)[0].astype(w.dtype)
+    return rule.unravel.whole(flat) if isinstance(rule.unravel, Layout) else flat, new
 
 
 def traced_numbers(rule: Rule, w: Vector) -> Rule:
