@@ -1,5 +1,6 @@
 """The estimate of memory against what the compiler allocates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import equinox as eqx
@@ -8,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from centralflow_eqx import simulate
 from centralflow_eqx.data import Dataset
 from centralflow_eqx.engine.curvature import local_model, third_derivative
-from centralflow_eqx.experiment import advance
+from centralflow_eqx.experiment import advance, start
 from centralflow_eqx.experiment.build import build_task
-from centralflow_eqx.experiment.memory import estimate_peak, peak_bytes, warning
+from centralflow_eqx.experiment.memory import estimate_peak, peak_bytes, remedies, warning
 from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.losses import MSE
 from centralflow_eqx.models import MLP, Interface
+from centralflow_eqx.optimizers import GD
+from centralflow_eqx.placement import Placement
 from centralflow_eqx.processes import STOP
 from centralflow_eqx.spec import load_spec
 from centralflow_eqx.task import Memory, Task
@@ -88,15 +92,25 @@ def test_microbatches_and_chunks_need_less():
     assert estimate_peak(task(), w, COLUMNS, chunk=1)["hvps"] < full["hvps"]
 
 
-def test_the_warning_names_the_option_to_change():
-    peaks = {"gradient": 1 * 2**30, "hvps": 5 * 2**30, "third_derivative": 3 * 2**30}
-    assert warning(peaks, 6 * 2**30) is None
-    assert warning(peaks, None) is None
-    message = warning(peaks, 4 * 2**30)
+def test_the_warning_names_the_options_to_change():
+    two = Placement(tuple(jax.devices()) * 2)
+    assert warning("central", 5 * 2**30, 6 * 2**30, remedies(1, None)) is None
+    assert warning("central", 5 * 2**30, None, remedies(1, None)) is None
+    message = warning("central", 5 * 2**30, 4 * 2**30, remedies(0, two))
     assert message is not None
-    assert "5.0 GiB" in message and "4.0 GiB are free" in message
-    assert "memory.hvp_chunk" in message and "memory.microbatch" in message
-    assert "hvp_chunk" not in (warning(peaks | {"gradient": 9 * 2**30}, 4 * 2**30) or "")
+    assert "a step of central needs 5.0 GiB, 4.0 GiB are free" in message
+    for option in ("memory.hvp_chunk", "memory.microbatch", "shard: both"):
+        assert option in message
+    assert remedies(1, None) == ["memory.microbatch (examples at a time)"]
+    assert len(remedies(1, replace(two, shard="both", parts=2))) == 1
+
+
+def test_a_run_warns_of_what_its_programs_need(monkeypatch):
+    """The bytes are those of the compiler, and told before a step is taken."""
+    monkeypatch.setattr(start, "free_memory", lambda: 2**10)
+    with pytest.warns(UserWarning, match=r"memory: a step of discrete needs 0\.0 GiB, 0\.0 GiB"):
+        rows = simulate(lambda w: w @ w, GD(0.1), np.ones(3), processes=["discrete"], steps=2)
+        assert len(list(rows)) == 2
 
 
 VECTORS = 40

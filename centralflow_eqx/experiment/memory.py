@@ -1,7 +1,9 @@
-"""What memory a run will need, known before anything is compiled."""
+"""What memory a run will need: as its programs say, or estimated before there are any."""
 
 import math
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from ..engine.curvature import Loss, local_model, third_derivative
 from ..engine.response import Vector
-from ..placement import placement_of
+from ..placement import Placement, placement_of
 from ..task import Task
 
 FUSED = 0.7
@@ -97,13 +99,29 @@ def free_memory() -> int | None:
         return None
 
 
-def warning(peaks: dict[str, int], free: int | None) -> str | None:
-    """What to change where a step does not fit into `free` bytes, or nothing."""
-    name, peak = max(peaks.items(), key=lambda item: item[1])
-    if free is None or peak <= free:
+def needed(program: Any) -> int:
+    """Bytes that a compiled program takes on each device, beside its arguments."""
+    found = program.compiled.memory_analysis()
+    if found is None:  # it depends on the kind of device
+        return 0
+    return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+
+
+def warning(name: str, needed: int, free: int | None, remedies: Sequence[str]) -> str | None:
+    """What to set where a step of the process `name` does not fit into `free` bytes, or nothing."""
+    if free is None or needed <= free:
         return None
-    option = "memory.hvp_chunk (Hessian-vector products at a time) and " if name == "hvps" else ""
     return (
-        f"a step may need {peak / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; set {option}"
-        "memory.microbatch (examples at a time)"
+        f"a step of {name} needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; set "
+        f"{' and '.join(remedies)}"
     )
+
+
+def remedies(chunk: int, placement: Placement | None) -> list[str]:
+    """What takes less memory than `chunk` columns at a time on these devices."""
+    found = ["memory.microbatch (examples at a time)"]
+    if chunk != 1:
+        found.append("memory.hvp_chunk (Hessian-vector products at a time)")
+    if placement is not None and placement.count > 1 and placement.parts == 1:
+        found.append("shard: both (eigenvectors, too, are split among the devices)")
+    return found

@@ -32,7 +32,6 @@ from .checkpoint import (
 from .earlier import is_resumable, status
 from .interruption import Interruption
 from .kept import Misfit
-from .memory import estimate_peak, free_memory, warning
 from .prepare import build_axes, prepare
 from .progress import Progress
 from .recording import Recording
@@ -159,7 +158,6 @@ def _carry_out(
             if checkpoint is not None:
                 _check_same(spec, run_dir / "spec.yaml", checkpoint.made, made, changed)
             _warn_of_parts(spec, task)
-            _warn_of_memory(spec, task)
             kept = None if checkpoint is None else checkpoint.kept
             try:
                 experiment, state = prepare(spec, task, progress.working, kept)
@@ -299,11 +297,3 @@ def _warn_of_parts(spec: Spec, task: AnyTask) -> None:
         told = whole or f"every vector is split into {placement.parts} parts"
         message = f"shard: {d} weights do not divide among the {here} devices of a host: {told}"
         warnings.warn(message, stacklevel=1)
-
-
-def _warn_of_memory(spec: Spec, task: AnyTask) -> None:
-    columns = max(2, spec.eigen.initial)
-    peaks = estimate_peak(task, task.initial_weights, columns, spec.memory.hvp_chunk)
-    message = warning(peaks, free_memory())
-    if message:
-        warnings.warn(f"memory: {message}", stacklevel=1)

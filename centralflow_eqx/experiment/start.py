@@ -1,5 +1,6 @@
 """From a loss and an optimizer to the two values of a simulation, with its programs compiled."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -45,6 +46,7 @@ from .arguments import (
 )
 from .equilibrium import no_averages
 from .kept import Kept, fit
+from .memory import free_memory, needed, remedies, warning
 from .state import Evaluate, Experiment, Notify, RunState
 
 T = TypeVar("T")
@@ -320,18 +322,19 @@ def _survey(experiment: Experiment, s: State, pairs: Eigenpairs) -> Eigenpairs:
 def _compile(experiment: Experiment, name: str, state: Any) -> None:
     """Compile the program of a process, by taking no step."""
     zero, process = jnp.zeros((), jnp.int32), experiment.members[name]
-    moved = programs.move(
-        process,
-        state,
-        STOP.running,
-        zero,
-        zero,
-        experiment.every,
-        experiment.loss_limit,
-        experiment.rows,
-    )
+    given = process, state, STOP.running, zero, zero, experiment.every, experiment.loss_limit
+    lowered: Any = programs.move
+    _warn_of_memory(name, needed(lowered.lower(*given, experiment.rows).compile()), process.setting)
+    moved = programs.move(*given, experiment.rows)
     if is_judged(moved.views):
         programs.judge(experiment.setting, moved.views, zero)
+
+
+def _warn_of_memory(name: str, needed: int, setting: Setting) -> None:
+    chunk = setting.settings.hvp_chunk or int(jax.default_backend() == "cpu")
+    message = warning(name, needed, free_memory(), remedies(chunk, setting.placement))
+    if message:
+        warnings.warn(f"memory: {message}", stacklevel=1)
 
 
 @program
