@@ -6,7 +6,6 @@ propagates).
 """
 
 import math
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -210,3 +211,30 @@ def test_devices_that_are_not_there(tmp_path, monkeypatch, capsys, change, line)
     Path("spec.yaml").write_text(SPEC)
     assert main(["run", "spec.yaml", "--set", change]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_validate_tells_which_devices_are_not_here(tmp_path, monkeypatch, capsys):
+    """Another machine may have them: the spec is valid."""
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC)
+    assert main(["validate", "spec.yaml", "--set", "devices=3"]) == 0
+    told = capsys.readouterr().out
+    assert "not run on this machine: devices: there are 1 of kind cpu, not 3\n" in told
+    cluster = "distributed={coordinator: 'a:1', processes: 4, index: 0}"
+    assert main(["validate", "spec.yaml", "--set", cluster, "--set", "devices=3"]) == 2
+    assert "devices: must be >= 4: each of the processes needs one" in capsys.readouterr().err
+
+
+def test_processes_do_not_share_a_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC + "sweep: {grid: {seed: [0, 1]}}\ndistributed: auto\n")
+    assert main(["run", "spec.yaml"]) == 2
+    assert "distributed: several processes share a run, not a sweep" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(("d", "parts"), [(2072, 2), (2073, 1)])
+def test_weights_are_split_among_as_many_devices_as_divide_them(d, parts):
+    placement = Placement(tuple(jax.devices()) * 2, "both")
+    assert placement.of_weights(d).parts == parts
+    assert replace(placement, shard="examples").of_weights(d).parts == 1

@@ -177,8 +177,8 @@ def test_defaults_are_those_of_the_contract(load):
         },
         "minibatch": {"size": 0},
         "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
-        "devices": "auto",
-        "distributed": "off",
+        "forward": dict.fromkeys(("precision", "third_derivatives"), "highest"),
+        "devices": "auto", "shard": "auto", "distributed": "off",
         "checkpoint": {"every": None, "keep": 2},
     }
     assert output.startswith("/")

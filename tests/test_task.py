@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from centralflow_eqx.data import Dataset, Moons
+from centralflow_eqx.engine.curvature import third_derivative
 from centralflow_eqx.experiment.build import build_task
 from centralflow_eqx.losses import MSE, CrossEntropy
 from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.spec import load_spec
-from centralflow_eqx.task import Task, make_task
+from centralflow_eqx.task import Forward, FunctionTask, Task, make_task
 
 SPEC = """\
 name: small
@@ -199,3 +200,31 @@ def test_a_task_says_in_a_line_what_it_is():
     task = make_task(Moons(n=30), MLP((4,)), MSE())
     expected = "Task(MSE of 30 training and 30 test examples [2], 17 weights, float32)"
     assert repr(task) == str(task) == expected
+
+
+def test_a_task_of_a_function_does_so_too():
+    def quartic(w):
+        return jnp.sum(w**4)
+
+    named = FunctionTask(quartic, jnp.ones(3, jnp.float32))
+    assert repr(named).startswith("FunctionTask(test_a_task_of_a_function")
+    assert repr(named).endswith("quartic of 3 weights, float32)")
+
+
+def test_networks_in_bfloat16_leave_third_derivatives_exact_unless_asked():
+    """Numbers of eight bits err by 2^-9 each; a network of two layers by some times that."""
+
+    def derivatives(*forward):
+        task = make_task(Moons(n=30), MLP((8,), "tanh"), MSE(), forward=Forward(*forward))
+        w = task.initial_weights
+        return jax.grad(task)(w), third_derivative(task, w, w, w), task(w).dtype
+
+    def far(a, b):
+        return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+    gradient, third, _ = derivatives()
+    rough, exact, dtype = derivatives("bfloat16")
+    assert 2**-12 < far(rough, gradient) < 2**-4
+    np.testing.assert_array_equal(exact, third)
+    assert dtype == jnp.float32
+    assert 2**-12 < far(derivatives("highest", "bfloat16")[1], third) < 2**-2

@@ -39,9 +39,11 @@ def add(commands: Commands) -> None:
 
 def _validate(args: argparse.Namespace) -> int:
     plan = load(args)
-    from ..experiment.build import check
+    from ..experiment.build import check, lacking
 
     facts = check(plan.specs)
+    for line in filter(None, dict.fromkeys(map(lacking, plan.specs))):
+        print(f"{args.spec}: would not run on this machine: {line}")
     if plan.folder is None:
         print(f"{args.spec}: valid; {facts[0]}; would write to {plan.specs[0].run_dir}")
         return ExitCode.DONE

@@ -97,6 +97,12 @@ def _run(args: argparse.Namespace) -> int:
     from ..experiment.build import check
     from ..sweep import conduct, in_this_process
 
+    for spec in plan.specs:
+        if spec.distributed != "off":
+            message = "several processes share a run, not a sweep: `sweep --slurm` starts a job"
+            raise spec.error(
+                "distributed", f"{message} for each member, --set distributed=off none"
+            )
     check(plan.specs)
     here = console()
     go_on = "`sweep` with the same spec and settings runs the others"

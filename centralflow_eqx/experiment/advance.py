@@ -228,7 +228,8 @@ def advance(
 
     Nothing waits for the host: the programs of processes and observers are only dispatched. An
     advance by n and one by m are an advance by n + m, bit for bit, as long as no flag is raised:
-    then the new state is to be thrown away, and the one before advanced by fewer steps.
+    then the new state is to be thrown away, and the one before advanced by fewer steps. So the
+    arrays of that are not donated to the programs, although they would save a copy of the state.
     At most `experiment.longest` steps at a time.
     """
     n = jnp.asarray(n, jnp.int32)

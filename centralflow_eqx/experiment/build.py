@@ -14,11 +14,12 @@ from ..data.npz import finite
 from ..errors import InputError, OptionError, Problem
 from ..losses import AbstractLoss
 from ..models import AbstractModel
-from ..placement import Placement, place
+from ..placement import Placement, choose_devices, place
 from ..precision import engage
-from ..spec import Spec
+from ..spec import Cluster, Spec
 from ..task import (
     AnyTask,
+    Forward,
     FunctionTask,
     Memory,
     Task,
@@ -66,18 +67,24 @@ def build_task(spec: Spec) -> AnyTask:
         return FunctionTask(parts.loss, held)
     network = build_network(parts.model, parts.dataset, spec.seed)
     memory = Memory(spec.memory.microbatch, spec.memory.remat)
+    forward = Forward(spec.forward.precision, spec.forward.third_derivatives)
 
     def placed(placement: Placement | None) -> Task:
-        made = spec.precision, parts.initial, memory, placement
+        made = spec.precision, parts.initial, memory, placement, forward
         return Task(network, parts.loss, parts.dataset, *made)
 
     placement = _place(spec)
     task, columns = placed(placement), max(2, spec.eigen.initial)
     if placement is None or spec.shard != "auto":
         return task
-    if fits(task, task.initial_weights, columns, spec.memory.hvp_chunk):
+    if fits(task, task.initial_weights, columns, fixed_chunk(spec)):
         return task
     return placed(replace(placement, shard="both"))
+
+
+def fixed_chunk(spec: Spec) -> int:
+    """Hessian-vector products at a time, before they have been timed if they are to be."""
+    return 0 if spec.memory.hvp_chunk == "auto" else spec.memory.hvp_chunk
 
 
 def _place(spec: Spec) -> Placement | None:
@@ -86,6 +93,17 @@ def _place(spec: Spec) -> Placement | None:
         return place(spec.devices, "examples" if spec.shard == "auto" else spec.shard)
     except OptionError as error:
         raise spec.error("devices", error.message) from None
+
+
+def lacking(spec: Spec) -> str:
+    """Which of the spec's devices this machine lacks, empty if none: another may have them."""
+    if spec.devices in ("auto", "all", 1) or spec.distributed != "off":
+        return ""
+    try:
+        choose_devices(spec.devices)
+    except OptionError as error:
+        return f"devices: {error.message}"
+    return ""
 
 
 def check(specs: Sequence[Spec]) -> list[str]:
@@ -179,6 +197,11 @@ def _misfits(spec: Spec, parts: Parts | Function) -> list[Problem]:
         wrong = "" if parts.initial is None else wrong_length(parts.initial, d)
         if wrong:
             found.append(spec.problem("init.key", wrong))
+    found += _misfits_of_precision(spec, parts)
+    cluster, devices = spec.distributed, spec.devices
+    if isinstance(cluster, Cluster) and isinstance(devices, int) and devices < cluster.processes:
+        message = f"must be >= {cluster.processes}: each of the processes needs one, got {devices}"
+        found.append(spec.problem("devices", message))
     if spec.eigen.initial > d:
         message = f"must be <= {d}, the number of weights, got {spec.eigen.initial}"
         found.append(spec.problem("eigen.initial", message))
@@ -199,6 +222,22 @@ def _misfits(spec: Spec, parts: Parts | Function) -> list[Problem]:
     if spec.minibatch.size > n:
         message = f"must be <= {n}, the number of training examples, got {spec.minibatch.size}"
         found.append(spec.problem("minibatch.size", lacking or message))
+    return found
+
+
+def _misfits_of_precision(spec: Spec, parts: Parts | Function) -> list[Problem]:
+    """Networks in a precision that the spec's numbers, or its loss, do not have."""
+    found = []
+    for key in ("precision", "third_derivatives"):
+        chosen = getattr(spec.forward, key)
+        if chosen == "highest":
+            continue
+        if isinstance(parts, Function):
+            message = "a task has no network: its function chooses its precision"
+            found.append(spec.problem(f"forward.{key}", message))
+        elif spec.precision != "float32":
+            message = f"must be highest with precision: {spec.precision}, got {chosen}"
+            found.append(spec.problem(f"forward.{key}", message))
     return found
 
 

@@ -15,6 +15,7 @@ from ..errors import OptionError, UnsupportedRule
 from ..processes.probes import AbstractProbe, Coordinates, Outputs, Preconditioners
 from ..spec import Spec
 from ..task import AnyTask, Examples, FunctionTask, Minibatch, Task
+from .build import fixed_chunk
 from .kept import Kept
 from .start import start
 from .state import Experiment, Notify, RunState
@@ -36,7 +37,7 @@ def build_settings(spec: Spec) -> Settings:
         initial=eigen.initial,
         tol=eigen.tol,
         rods=flow.rods,
-        hvp_chunk=spec.memory.hvp_chunk,
+        hvp_chunk=fixed_chunk(spec),
     )
     if spec.record.exact:
         settings = replace(settings, max_step=min(settings.longest, 1.0))

@@ -21,6 +21,7 @@ from ..record.writer import Earlier, Layout, Recorder
 from ..spec import Spec, load_plan
 from ..task import AnyTask
 from .build import build_task
+from .calibrate import quickest_chunk
 from .checkpoint import (
     Checkpoint,
     count_threads,
@@ -158,12 +159,14 @@ def _carry_out(
             if checkpoint is not None:
                 _check_same(spec, run_dir / "spec.yaml", checkpoint.made, made, changed)
             _warn_of_parts(spec, task)
+            chunk = _products_at_once(spec, task, checkpoint, progress)
+            made["hvp_chunk"] = str(chunk)
             kept = None if checkpoint is None else checkpoint.kept
             try:
-                experiment, state = prepare(spec, task, progress.working, kept)
+                experiment, state = prepare(_with(spec, chunk), task, progress.working, kept)
             except Misfit as error:
                 raise _refused(run_dir, f"its checkpoint is of another spec: {error}") from None
-            recorder = _recorder(spec, task, run_dir, checkpoint)
+            recorder = _recorder(spec, task, run_dir, checkpoint, chunk)
             with _lasting(run_dir), recorder:
                 if recorder.backup is not None:
                     console.print(f"the earlier run is kept in {recorder.backup}", soft_wrap=True)
@@ -216,8 +219,25 @@ def _report(run_dir: Path, console: Console) -> None:
     console.print(f"report: {report}", soft_wrap=True, markup=False, highlight=False)
 
 
+def _products_at_once(
+    spec: Spec, task: AnyTask, checkpoint: Checkpoint | None, progress: Progress
+) -> int:
+    """Hessian-vector products at a time; what was measured once holds for the whole run."""
+    if spec.memory.hvp_chunk != "auto":
+        return spec.memory.hvp_chunk
+    if checkpoint is not None and "hvp_chunk" in checkpoint.made:
+        return int(checkpoint.made["hvp_chunk"])
+    progress.working("measuring how many Hessian-vector products to take at once")
+    return quickest_chunk(task, task.initial_weights)
+
+
+def _with(spec: Spec, chunk: int) -> Spec:
+    """The spec with as many products at a time."""
+    return spec.model_copy(update={"memory": spec.memory.model_copy(update={"hvp_chunk": chunk})})
+
+
 def _recorder(
-    spec: Spec, task: AnyTask, run_dir: Path, checkpoint: Checkpoint | None
+    spec: Spec, task: AnyTask, run_dir: Path, checkpoint: Checkpoint | None, chunk: int
 ) -> Recorder | Onlooker:
     """The run directory, new or with the rows before the checkpoint."""
     if not is_first():
@@ -234,6 +254,7 @@ def _recorder(
         "threads": count_threads(),
         "devices": len(task.initial_weights.sharding.device_set),
         "processes": jax.process_count(),
+        "hvp_chunk": chunk,
     }
     layout = Layout(spec.to_yaml(), steps, weights_steps, attributes, build_axes(spec, task))
     try:

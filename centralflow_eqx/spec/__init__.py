@@ -1,7 +1,16 @@
 """The experiment's specification: a YAML file, checked against the registered components."""
 
 from .load import Plan, load_plan, load_spec
-from .schema import Options, Spec, json_schema
+from .schema import Cluster, Options, Spec, json_schema
 from .user_class import digest_code
 
-__all__ = ["Options", "Plan", "Spec", "digest_code", "json_schema", "load_plan", "load_spec"]
+__all__ = [
+    "Cluster",
+    "Options",
+    "Plan",
+    "Spec",
+    "digest_code",
+    "json_schema",
+    "load_plan",
+    "load_spec",
+]

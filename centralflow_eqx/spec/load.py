@@ -12,6 +12,7 @@ from ..engine.settings import Settings
 from ..errors import InputError, Location, OptionError, Problem, did_you_mean, show
 from ..options import Options, Section, options_of
 from ..registry import Registry
+from ..task import REACHED
 from .document import KeyPath, Node, override, read
 from .schema import COMPONENTS, Eigen, Flow, Spec, problem_at, spec_model
 from .sweep import expand, repetitions
@@ -206,6 +207,8 @@ def _resolve(spec: Spec, document: Node) -> Spec:
     tol = Settings(
         method=flow.method, step_tol=flow.tol, state_rate=flow.state_rate, tol=spec.eigen.tol
     ).residual
+    if spec.eigen.tol is None:
+        tol = max(tol, REACHED[spec.forward.precision])
     folder = os.path.abspath(os.path.expanduser(spec.output.dir))
     resolved = spec.model_copy(
         update={

@@ -17,6 +17,7 @@ from ..optimizers import OPTIMIZERS
 from ..options import Allowed, Options, Section, any_of, derived
 from ..processes import PROCESSES
 from ..registry import InputFile, Registry
+from ..task import Evaluation
 from .document import Node, dotted, dump
 from .user_class import ClassOptions, FunctionOptions
 
@@ -178,10 +179,23 @@ class Memory(Section):
 
     microbatch: Count = 0
     """Examples at a time; 0: all at once."""
-    hvp_chunk: Count = _DEFAULT.hvp_chunk
-    """Hessian-vector products at a time; 0: what suits the device, one by one on CPUs."""
+    hvp_chunk: Annotated[Literal["auto"] | Count, Allowed('"auto", or a number, 0 or more')] = (
+        _DEFAULT.hvp_chunk
+    )
+    """Hessian-vector products at a time; 0: one by one on CPUs and where weights are split, else
+    all; auto: what is quickest and fits, by a measurement before the first step."""
     remat: bool = False
     """Recompute activations in the backward pass."""
+
+
+class Forward(Section):
+    """In which precision networks are evaluated; weights, losses and sums keep `precision`."""
+
+    precision: Evaluation = "highest"
+    """Also of gradients and products; tensorfloat32: matrix products alone, on GPUs that have it;
+    bfloat16: all of the network. Both need float32, and an `eigen.tol` within their reach."""
+    third_derivatives: Evaluation = "highest"
+    """The same of third derivatives."""
 
 
 class Output(Section):
@@ -264,6 +278,7 @@ class Spec(Section):
     stop: Stop = Stop()
     record: Record = Record()
     memory: Memory = Memory()
+    forward: Forward = Forward()
     minibatch: MinibatchOptions = MinibatchOptions()
     devices: Annotated[
         Literal["auto", "all"] | AtLeastOne | Annotated[tuple[str, ...], MinLen(1)],

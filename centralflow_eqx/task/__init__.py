@@ -3,14 +3,28 @@
 from ._fit import check_function, check_loss, check_network, count_parameters
 from ._layout import Layout, flatten
 from ._make import build_network, make_task, network_shapes, wrong_length
-from ._task import Counted, Examples, FunctionTask, Memory, Minibatch, Task, identity
+from ._task import (
+    REACHED,
+    Counted,
+    Evaluation,
+    Examples,
+    Forward,
+    FunctionTask,
+    Memory,
+    Minibatch,
+    Task,
+    identity,
+)
 
 AnyTask = Task | FunctionTask
 
 __all__ = [
+    "REACHED",
     "AnyTask",
     "Counted",
+    "Evaluation",
     "Examples",
+    "Forward",
     "FunctionTask",
     "Layout",
     "Memory",

@@ -14,7 +14,7 @@ from ..models import AbstractModel
 from ..placement import Shard, Wanted, place
 from ..precision import engage
 from ._fit import count_parameters, interface
-from ._task import Memory, Task
+from ._task import Forward, Memory, Task
 
 
 def make_task(
@@ -28,6 +28,7 @@ def make_task(
     memory: Memory = Memory(),  # noqa: B008
     devices: Wanted = "auto",
     shard: Shard = "examples",
+    forward: Forward = Forward(),  # noqa: B008
 ) -> Task:
     """The training problem of a network on data, as a spec with these parts has it.
 
@@ -35,6 +36,7 @@ def make_task(
     The examples are shared among `devices`: "all", a number, kinds of them such as ["gpu"], or
     "auto", all accelerators that there are. With `shard` "weights" it is the weights, and what is
     as long as they are, such as eigenvectors; "both" are shared, too.
+    `forward` is the precision in which the network is evaluated.
 
     Raises `OptionError` if the parts do not fit together, or there are no such devices.
     """
@@ -46,7 +48,8 @@ def make_task(
         if wrong:
             raise OptionError("initial_weights", wrong)
     network = build_network(model, dataset, seed)
-    return Task(network, loss, dataset, dtype, initial_weights, memory, place(devices, shard))
+    placement = place(devices, shard)
+    return Task(network, loss, dataset, dtype, initial_weights, memory, placement, forward)
 
 
 def build_network(model: AbstractModel, dataset: Dataset, seed: int) -> PyTree:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -18,6 +18,15 @@ from ..precision import engage
 from ._fit import check_loss, check_network
 from ._layout import Layout, flatten
 
+T = TypeVar("T")
+Evaluation = Literal["highest", "tensorfloat32", "bfloat16"]
+REACHED: dict[Evaluation, float] = {
+    "highest": 0,
+    "tensorfloat32": 20 * 2**-11,
+    "bfloat16": 20 / 256,
+}
+"""Residuals of eigenpairs that rounding lets products reach: some twenty times the unit roundoff."""
+
 
 class Memory(NamedTuple):
     """How a task trades time for memory.
@@ -28,6 +37,18 @@ class Memory(NamedTuple):
 
     microbatch: int = 0
     remat: bool = False
+
+
+class Forward(eqx.Module):
+    """In which precision a network is evaluated; weights, losses and sums keep that of the task.
+
+    "tensorfloat32" is of matrix products alone, on devices that have it; with "bfloat16" all of the
+    network is in it. Gradients and products with the Hessian follow, `third_derivatives` have a
+    precision of their own.
+    """
+
+    precision: Evaluation = eqx.field(static=True, default="highest")
+    third_derivatives: Evaluation = eqx.field(static=True, default="highest")
 
 
 class Counted(NamedTuple):
@@ -53,6 +74,7 @@ class Task(eqx.Module):
     initial_weights: Float[Array, " d"]
     unravel: Layout
     memory: Memory = eqx.field(static=True)
+    forward: Forward
     train_number: int = eqx.field(static=True)
     """How many training examples there are; more, to share them evenly, do not count."""
     test_number: int = eqx.field(static=True)
@@ -67,6 +89,7 @@ class Task(eqx.Module):
         initial_weights: Float[Array | np.ndarray, " d"] | None = None,
         memory: Memory = Memory(),  # noqa: B008
         placement: Placement | None = None,
+        forward: Forward = Forward(),  # noqa: B008
     ):
         """`network` maps one example to outputs; `initial_weights` replace its own.
 
@@ -85,7 +108,7 @@ class Task(eqx.Module):
             placement.lay(weights, weights.size) if placement else jnp.asarray(weights)
         )
         self.unravel = replace(layout, placement=placement)
-        self.loss = loss
+        self.loss, self.forward = loss, forward
         self.memory = memory if placement is None else _divisible(memory, placement.shares)
         self.train_number = len(dataset.train_inputs)
         self.test_number = 0 if dataset.test_inputs is None else len(dataset.test_inputs)
@@ -141,7 +164,22 @@ class Task(eqx.Module):
         self, weights: Float[Array, " d"], inputs: Shaped[Array, "n ..."]
     ) -> Float[Array, "n *positions o"]:
         """The network's outputs for every input."""
+        if self.forward.precision == "bfloat16":
+            return self._outputs(*_rounded((weights, inputs))).astype(weights.dtype)
+        if self.forward.precision == "highest":  # as everything is
+            return self._outputs(weights, inputs)
+        with jax.default_matmul_precision(self.forward.precision):
+            return self._outputs(weights, inputs)
+
+    def _outputs(
+        self, weights: Float[Array, " d"], inputs: Shaped[Array, "n ..."]
+    ) -> Float[Array, "n *positions o"]:
         return jax.vmap(eqx.combine(self.unravel(weights), self._static))(inputs)
+
+    def for_third_derivatives(self) -> "Task":
+        """The same problem, with the precision of third derivatives."""
+        precision = self.forward.third_derivatives
+        return eqx.tree_at(lambda t: t.forward, self, Forward(precision, precision))
 
     def __call__(self, weights: Float[Array, " d"]) -> Float[Array, ""]:
         """The training loss."""
@@ -252,6 +290,13 @@ def _those_that_count(answers: Labels | Targets, examples: int) -> Bool[Array, "
 def _along(these: Bool[Array, " n"], like: Bool[Array, "n ..."]) -> Bool[Array, "n ..."]:
     """With as many axes as `like`."""
     return these.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _rounded(arrays: T) -> T:
+    """Numbers in bfloat16; what is counted stays."""
+    return jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, arrays
+    )
 
 
 def _divisible(memory: Memory, devices: int) -> Memory:

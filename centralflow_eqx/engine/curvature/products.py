@@ -55,6 +55,7 @@ def third_derivative(
     loss: Loss, w: Float[Array, " d"], u: Float[Array, " d"], v: Float[Array, " d"]
 ) -> Float[Array, " d"]:
     """The third derivative contracted with two vectors: d^2/(da db) grad L(w + a u + b v)."""
+    loss = _for_third_derivatives(loss)
 
     def along(x: Float[Array, " d"], direction: Float[Array, " d"]) -> Float[Array, " d"]:
         return jax.jvp(jax.grad(loss), (x,), (direction,))[1]
@@ -77,6 +78,7 @@ def third_derivatives(
     examples devices share each of them adds up its own for all pairs, and what they have found is
     added up once.
     """
+    loss = _for_third_derivatives(loss)
     shares = loss.shares() if isinstance(loss, Task) else None
     if shares is None:
         return _all_pairs(loss, w, U, active, due)
@@ -85,6 +87,10 @@ def third_derivatives(
         return _all_pairs(lambda w: loss.of_share(w, share), w, U, active, due)
 
     return jnp.sum(jax.vmap(of_share)(shares), 0)
+
+
+def _for_third_derivatives(loss: Loss) -> Loss:
+    return loss.for_third_derivatives() if isinstance(loss, Task) else loss
 
 
 def _all_pairs(
