@@ -1,11 +1,14 @@
-"""How exact derivatives are in float32: `python -m benchmarks.precision`.
+"""How exact derivatives are in float32, and in less: `python -m benchmarks.precision [MODEL ...]`.
 
 Small instances of every model over random examples. Prints, as a Markdown table, the relative
 distance of each derivative in float32, on this machine's accelerator if it has one, from that in
 float64 on its CPU, at the same weights and along the same
-direction: approximately the leading eigenvector of the Hessian.
+direction: approximately the leading eigenvector of the Hessian. Networks are evaluated in float32,
+in bfloat16, and on accelerators with matrix products in TensorFloat-32.
 """
 
+import argparse
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -30,7 +33,7 @@ from centralflow_eqx.models import (
     ViT,
 )
 from centralflow_eqx.placement import Placement
-from centralflow_eqx.task import Task
+from centralflow_eqx.task import REACHED, Evaluation, Forward, Task
 
 from .tables import table
 
@@ -38,7 +41,14 @@ IMAGES = Interface((3, 16, 16), 10)
 TOKENS = Interface((16,), 10, vocabulary=10)
 EXAMPLES = 32
 POWER_ITERATIONS = 30
-HEADER = ("model", "parameters", "gradient", "Hessian-vector product", "third derivative")
+HEADER = (
+    "model",
+    "parameters",
+    "network in",
+    "gradient",
+    "Hessian-vector product",
+    "third derivative",
+)
 
 MODELS: dict[str, tuple[AbstractModel, Interface]] = {
     "mlp": (MLP((32, 32)), IMAGES),
@@ -54,16 +64,19 @@ MODELS: dict[str, tuple[AbstractModel, Interface]] = {
 
 
 class Precision(NamedTuple):
-    """Relative errors of a model's derivatives in float32."""
+    """Relative errors of a model's derivatives in float32, of a network in `forward`."""
 
     name: str
     parameters: int
+    forward: Evaluation
     gradient: float
     product: float
     third: float
 
 
-def build(model: AbstractModel, interface: Interface, dtype: str) -> Task:
+def build(
+    model: AbstractModel, interface: Interface, dtype: str, forward: Evaluation = "highest"
+) -> Task:
     """The model's cross-entropy over random examples with random labels."""
     rng = np.random.default_rng(0)
     if interface.vocabulary is None:
@@ -76,7 +89,8 @@ def build(model: AbstractModel, interface: Interface, dtype: str) -> Task:
     network = model.build(interface, jax.random.key(0))
     initial = Task(network, CrossEntropy(), data, "float32").initial_weights
     exact = Placement(tuple(jax.devices("cpu")[:1])) if dtype == "float64" else None
-    return Task(network, CrossEntropy(), data, dtype, initial, placement=exact)
+    precision = Forward(forward, forward)
+    return Task(network, CrossEntropy(), data, dtype, initial, placement=exact, forward=precision)
 
 
 def product(task: Task, w: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -103,26 +117,35 @@ def derivatives(task: Task, u: Float[Array, " d"]) -> list[Float[Array, " d"]]:
     return [jax.grad(task)(w), product(task, w, u), third_derivative(task, w, u, u)]
 
 
-def measure(name: str) -> Precision:
-    """Compare both precisions."""
-    single, double = (build(*MODELS[name], dtype) for dtype in ("float32", "float64"))
+def measure(name: str, forwards: Sequence[Evaluation]) -> list[Precision]:
+    """Compare with float64."""
+    double = build(*MODELS[name], "float64")
     u = np.asarray(leading_direction(double), np.float32)
-    found, exact = derivatives(single, u), derivatives(double, u.astype(np.float64))
-    errors = [
-        float(np.linalg.norm(np.asarray(f, np.float64) - e) / np.linalg.norm(e))
-        for f, e in zip(found, map(np.asarray, exact), strict=True)
-    ]
-    return Precision(name, double.num_parameters, *errors)
+    exact = list(map(np.asarray, derivatives(double, u.astype(np.float64))))
+    found = []
+    for forward in forwards:
+        rough = derivatives(build(*MODELS[name], "float32", forward), u)
+        errors = [
+            float(np.linalg.norm(np.asarray(f, np.float64) - e) / np.linalg.norm(e))
+            for f, e in zip(rough, exact, strict=True)
+        ]
+        found.append(Precision(name, double.num_parameters, forward, *errors))
+    return found
 
 
 def cells(found: Precision) -> list[str]:
     """A row of the table."""
     errors = (found.gradient, found.product, found.third)
-    return [found.name, f"{found.parameters:,}", *(f"{error:.1e}" for error in errors)]
+    forward = "float32" if found.forward == "highest" else found.forward
+    return [found.name, f"{found.parameters:,}", forward, *(f"{error:.1e}" for error in errors)]
 
 
 def main() -> None:
-    print(table(HEADER, [cells(measure(name)) for name in MODELS]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="all of them where left out")
+    chosen = parser.parse_args().models or list(MODELS)
+    forwards = [f for f in REACHED if f != "tensorfloat32" or jax.default_backend() != "cpu"]
+    print(table(HEADER, [cells(row) for name in chosen for row in measure(name, forwards)]))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 Every number of devices has a process of its own, where CPUs stand in for devices that are not
 there. Prints Markdown tables of what the compiled programs of a gradient, of blocks of
-Hessian-vector products and of a third derivative exchange (number and bytes), and of the memory
-that they need on each device: with as many examples for any number of devices (strong scaling), and
-with as many for each device (weak scaling). With real devices, `--real`, it times them, too.
+Hessian-vector products, of third derivatives and of eigenpairs exchange (number and bytes, of one
+pass of a loop), and of the memory that they need on each device: with as many examples for any
+number of devices (strong scaling), and with as many for each device (weak scaling); with examples
+alone shared out, and with weights and eigenvectors, too. Real devices, `--real`, it times.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from centralflow_eqx.engine.curvature import (
     third_derivatives,
     unsolved,
 )
+from centralflow_eqx.placement import Shard
 from centralflow_eqx.task import Task
 
 from .tables import table
@@ -42,7 +44,7 @@ COLUMNS = 1, 8
 CRITICAL, TRACKED = 3, 8
 """Directions whose third derivatives are taken, and those with room for their eigenvectors."""
 ALL_AT_ONCE = 2**30
-HEADER = ("devices", "examples", "of", "exchanges", "KiB", "memory on each, MiB")
+HEADER = ("devices", "share out", "examples", "of", "exchanges", "KiB", "memory on each, MiB")
 _KINDS = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
 _BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
 _REPEATS = 20
@@ -95,15 +97,21 @@ def compile_program(function: Callable, arguments: tuple) -> Any:
 
 def measure(devices: int, examples: int, timed: bool) -> list[list[str]]:
     """Rows of the table for as many devices of this process."""
-    data, model = cf.data.Digits(n=examples), cf.models.MLP((128, 128))
-    task = cf.make_task(data, model, cf.losses.CrossEntropy(), devices=devices)
+    sharings: tuple[Shard, ...] = ("examples",) if devices == 1 else ("examples", "both")
+    return [row for shard in sharings for row in _measure(devices, examples, shard, timed)]
+
+
+def _measure(devices: int, examples: int, shard: Shard, timed: bool) -> list[list[str]]:
+    # Without biases a power of two divides the number of weights.
+    data, model = cf.data.Digits(n=examples), cf.models.MLP((128, 128), bias=False)
+    task = cf.make_task(data, model, cf.losses.CrossEntropy(), devices=devices, shard=shard)
     rows = []
     for name, (function, arguments) in programs(task).items():
         compiled = compile_program(function, arguments)
         moved = exchanges(compiled)
         memory = compiled.memory_analysis()
         total = sum(size for _, size in moved) / 2**10
-        row = [str(devices), str(examples), name, str(len(moved)), f"{total:.1f}"]
+        row = [str(devices), shard, str(examples), name, str(len(moved)), f"{total:.1f}"]
         row.append(f"{(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:.2f}")
         if timed:
             row.append(f"{1e3 * _seconds(function, arguments):.2f}")

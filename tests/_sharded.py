@@ -1,4 +1,6 @@
-"""What 1, 8 and 7 devices, and what they share out, make of the same problem; run in a process that has eight of them.
+"""What 1, 8 and 7 devices make of the same problem, with examples, weights or both shared out.
+
+Run in a process that has eight of them.
 
 Prints the largest differences, relative to the size of what is compared, as JSON.
 """

@@ -178,7 +178,9 @@ def test_defaults_are_those_of_the_contract(load):
         "minibatch": {"size": 0},
         "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
         "forward": dict.fromkeys(("precision", "third_derivatives"), "highest"),
-        "devices": "auto", "shard": "auto", "distributed": "off",
+        "devices": "auto",
+        "shard": "auto",
+        "distributed": "off",
         "checkpoint": {"every": None, "keep": 2},
     }
     assert output.startswith("/")

@@ -25,7 +25,7 @@ REACHED: dict[Evaluation, float] = {
     "tensorfloat32": 20 * 2**-11,
     "bfloat16": 20 / 256,
 }
-"""Residuals of eigenpairs that rounding lets products reach: some twenty times the unit roundoff."""
+"""Residuals of eigenpairs that rounding lets products reach: some twenty times its unit."""
 
 
 class Memory(NamedTuple):
