@@ -151,6 +151,28 @@ def test_processes_that_share_a_run(tmp_path, monkeypatch):
             np.testing.assert_allclose(shared[name], alone[name], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
+def test_a_run_of_eight_devices_goes_on_with_two(tmp_path, monkeypatch):
+    """With other parts of the weights on each of them; its rows are those of one device."""
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC)
+    network = "model={type: mlp, widths: [8], activation: tanh, bias: false}"  # 24 weights
+    shared = ["--set", network, "--set", "shard=both", "--set"]
+    env = os.environ | FORCED | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    start = [sys.executable, "-m", "centralflow_eqx"]
+    first = ["run", "spec.yaml", *shared, "devices=8", "--set", "steps=8"]
+    second = ["resume", "runs/small", "--steps", "12", "--set", "devices=2"]
+    for command in (first, second):
+        done = subprocess.run([*start, *command], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "devices 8, weights in 8 parts, now 2, weights in 2 parts" in done.stderr
+    assert main(["run", "spec.yaml", "--set", network, "--set", "output.dir=alone"]) == 0
+    many, alone = contents(Path("runs/small"))[0], contents(Path("alone/small"))[0]
+    for name in alone:
+        if name.endswith(("train_loss", "eigenvalues", "predicted_loss", "sigma_eigenvalues")):
+            np.testing.assert_allclose(many[name], alone[name], rtol=1e-10, atol=1e-10)
+
+
 def test_devices_are_chosen_by_number_or_kind():
     (only,) = choose_devices("all")
     assert choose_devices("auto") == choose_devices(1) == choose_devices(["cpu"]) == [only]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import jax
-import numpy as np
 
 from ..errors import ExitCode, NumericalStop, one_line
 from ..hosts import HostLost, any_says, are_several, is_first
+from ..placement import to_host
 from ..record.numerics import NUMERICS, WORDS
 from ..record.onlooker import Onlooker
 from ..record.row import Halt, Row
@@ -153,7 +153,7 @@ class Recording:
         self._recorder.write(number, row.series, row.comparisons, self._seconds())
         if spec.weights_every and row.step % spec.weights_every == 0:
             stored = math.lcm(spec.weights_every, spec.every)
-            weights = {name: np.asarray(w) for name, w in row.weights.items()}
+            weights = {name: to_host(w) for name, w in row.weights.items()}
             self._recorder.write_weights(row.step // stored, weights)
 
     def _warn(self, row: Row) -> None:

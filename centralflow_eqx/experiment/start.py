@@ -177,7 +177,7 @@ def _setting(
     rate = STATE_RATES[settings.state_rate]
     if response.structure.maxima:  # long steps do not see that it begins to be exceeded
         settings = replace(settings, max_step=min(settings.longest, 1.0))
-    if placement is not None and not settings.hvp_chunk:
+    if placement is not None and placement.count > 1 and not settings.hvp_chunk:
         # Where vectors are split, a product needs the whole of its own.
         settings = replace(settings, hvp_chunk=_ALL if placement.parts == 1 else 1)
     resolved = settings.resolved(w.dtype, rate.restoration)
