@@ -111,7 +111,7 @@ def leading_direction(task: Task) -> Float[Array, " d"]:
 
 
 @eqx.filter_jit
-def derivatives(task: Task, u: Float[Array, " d"]) -> list[Float[Array, " d"]]:
+def derivatives(task: Task, u: Float[Array | np.ndarray, " d"]) -> list[Float[Array, " d"]]:
     """Gradient at the initial weights, and its first and second derivative along `u`."""
     w = task.initial_weights
     return [jax.grad(task)(w), product(task, w, u), third_derivative(task, w, u, u)]
@@ -144,7 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="all of them where left out")
     chosen = parser.parse_args().models or list(MODELS)
-    forwards = [f for f in REACHED if f != "tensorfloat32" or jax.default_backend() != "cpu"]
+    forwards: list[Evaluation] = [
+        f for f in REACHED if f != "tensorfloat32" or jax.default_backend() != "cpu"
+    ]
     print(table(HEADER, [cells(row) for name in chosen for row in measure(name, forwards)]))
 
 

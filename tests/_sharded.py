@@ -23,6 +23,7 @@ from centralflow_eqx.engine.curvature import (
     third_derivatives,
     unsolved,
 )
+from centralflow_eqx.placement import Shard
 from centralflow_eqx.precision import engage
 from centralflow_eqx.task import Memory
 
@@ -34,11 +35,16 @@ OPTIMIZERS = {
 }
 
 
-ALONE = 1, "examples"
-LAYOUTS = (8, "examples"), (7, "examples"), (8, "both"), (7, "weights")
+ALONE: tuple[int, Shard] = (1, "examples")
+LAYOUTS: tuple[tuple[int, Shard], ...] = (
+    (8, "examples"),
+    (7, "examples"),
+    (8, "both"),
+    (7, "weights"),
+)
 
 
-def make(devices, shard="examples", memory=Memory()):  # noqa: B008
+def make(devices, shard: Shard = "examples", memory=Memory()):  # noqa: B008
     """100 examples of which neither 7 nor 8 is a divisor; both divide 2072 weights."""
     data, model = cf.data.Digits(n=100), cf.models.MLP((28,), bias=False)
     return cf.make_task(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import h5py
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from centralflow_eqx.cli import main
@@ -30,7 +31,7 @@ def spec(tmp_path, monkeypatch):
 
 def chunk_of_the_run():
     with h5py.File("runs/small/data.h5", locking=False) as file:
-        return int(file.attrs["hvp_chunk"])
+        return int(np.asarray(file.attrs["hvp_chunk"]))
 
 
 @pytest.mark.parametrize("quickest", calibrate.CHUNKS)

@@ -63,8 +63,8 @@ def build_task(spec: Spec) -> AnyTask:
         start = np.asarray(spec.task.start, spec.precision)
         placement = _place(spec) if spec.shard == "weights" else None
         placement = placement and placement.of_weights(start.size)
-        held = placement.lay(start, start.size) if placement else jnp.asarray(start)
-        return FunctionTask(parts.loss, held)
+        held: Any = start if placement is None else placement.lay(start, start.size)
+        return FunctionTask(parts.loss, jnp.asarray(held))
     network = build_network(parts.model, parts.dataset, spec.seed)
     memory = Memory(spec.memory.microbatch, spec.memory.remat)
     forward = Forward(spec.forward.precision, spec.forward.third_derivatives)

@@ -98,8 +98,9 @@ class Eigen(Section):
     """Number of eigenvalues tracked from the start."""
     tol: Positive | None = None
     """Relative residual of critical eigenpairs; null: half of `flow.tol`, and with Euler's
-    method 1e-4, which changed flows by up to 2e-6 of their path. Of others only eigenvalues are
-    used: 1e-3, or three times this if that is more."""
+    method 1e-4, which changed flows by up to 2e-6 of their path; at least twenty times the unit of
+    rounding of `forward`. Of others only eigenvalues are used: 1e-3, or three times this if that is
+    more."""
 
 
 class Flow(Section):
