@@ -33,6 +33,7 @@ from centralflow_eqx.models import (
     ViT,
 )
 from centralflow_eqx.placement import Placement
+from centralflow_eqx.precision import engage
 from centralflow_eqx.task import REACHED, Evaluation, Forward, Task
 
 from .tables import table
@@ -78,6 +79,7 @@ def build(
     model: AbstractModel, interface: Interface, dtype: str, forward: Evaluation = "highest"
 ) -> Task:
     """The model's cross-entropy over random examples with random labels."""
+    engage()  # weights are drawn in float64, the first model's as others'
     rng = np.random.default_rng(0)
     if interface.vocabulary is None:
         inputs = rng.normal(size=(EXAMPLES, *interface.shape)).astype(np.float32)
