@@ -6,6 +6,8 @@ from jaxtyping import Array, Int
 PRODUCT, THIRD, FOURTH = 2, 5, 5
 """Gradients that take as long as a Hessian-vector product, as a third derivative contracted with
 two vectors, and as a fourth along a direction."""
+FEWEST = 2
+"""Products with which an eigenvector that is not known yet can get better."""
 
 
 def products_within(left: Int[Array, ""], critical: Int[Array, ""]) -> Int[Array, ""]:
@@ -14,7 +16,7 @@ def products_within(left: Int[Array, ""], critical: Int[Array, ""]) -> Int[Array
     These get at most half: without eigenvectors they are worth nothing.
     """
     kept = jnp.minimum(THIRD * pairs_of(jnp.maximum(critical, 1)), left // 2)
-    return jnp.maximum((left - kept) // PRODUCT, 1).astype(jnp.int32)
+    return jnp.maximum((left - kept) // PRODUCT, FEWEST).astype(jnp.int32)
 
 
 def directions_within(left: Int[Array, ""], most: int) -> Int[Array, ""]:

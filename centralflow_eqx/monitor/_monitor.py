@@ -27,7 +27,7 @@ from ..processes import Setting, flow_refusal
 from ..task import identity
 from ._advice import Advice, edge_factor, forecast
 from ._arguments import check_outside, check_params, check_state, is_traced, shapes
-from ._budget import PRODUCT
+from ._budget import FEWEST, PRODUCT
 from ._look import look
 from ._measurement import Measurement, measurement
 from ._place import InPrecision, OnBatch, Place, gradients_of, widen_floats, widest
@@ -113,7 +113,7 @@ class Monitor:
             self._state = eqx.filter_eval_shape(self._setting.response.rule.init, w)
         self._params = shapes(eqx.filter(params, eqx.is_inexact_array))
         if budget is not None:
-            least = gradients_of(self._setting.response, self._at_midpoint) + PRODUCT
+            least = gradients_of(self._setting.response, self._at_midpoint) + FEWEST * PRODUCT
             check_count("budget", budget, least)
         self._budget = _UNLIMITED if budget is None else budget
 

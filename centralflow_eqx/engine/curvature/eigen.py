@@ -238,7 +238,12 @@ class EigenTracker(eqx.Module):
         unguarded = pairs.theta[jnp.maximum(pairs.active, 1) - 1] > self.track_above
         worked = pairs.active + (explore | unguarded)
         unknown = (pairs.active == 0) | jnp.all(pairs.fresh)
-        return jnp.where(unknown, m, jnp.minimum(worked, m)).astype(jnp.int32)
+        worked = jnp.where(unknown, m, jnp.minimum(worked, m)).astype(jnp.int32)
+        if self.max_products is None:
+            return worked
+        # Some products are for residuals, without which nothing converges.
+        most = jnp.where(unknown, self.max_products // 2, self.max_products - 1)
+        return jnp.minimum(worked, jnp.maximum(most, 1))
 
     def _active(self, theta: Float[Array, " m"]) -> Int[Array, ""]:
         wanted = jnp.maximum(self.initial, jnp.sum(theta > self.track_above) + 1)
