@@ -11,11 +11,12 @@ FEWEST = 2
 
 
 def products_within(left: Int[Array, ""], critical: Int[Array, ""]) -> Int[Array, ""]:
-    """Products that leave enough for the third derivatives of so many critical directions.
+    """Products that leave enough for higher derivatives along so many critical directions.
 
     These get at most half: without eigenvectors they are worth nothing.
     """
-    kept = jnp.minimum(THIRD * pairs_of(jnp.maximum(critical, 1)), left // 2)
+    critical = jnp.maximum(critical, 1)
+    kept = jnp.minimum(THIRD * pairs_of(critical) + FOURTH * critical, left // 2)
     return jnp.maximum((left - kept) // PRODUCT, FEWEST).astype(jnp.int32)
 
 

@@ -106,7 +106,11 @@ def measurement(reading: Reading, step: int | None, settings: Settings) -> Measu
     variances = np.where(variances > _ROUNDING * variances.max(initial=0), variances, 0.0)
     measured = seen["measured"][known]
     trust = _trust(series, variances, measured)
-    found = [_WORDS[flag] for flag in doubts(series, settings.step_tol)]
+    # The leading eigenpair is what there is to see, also where it is not critical.
+    critical = known & (series["eigenvalues"] > settings.critical_above)
+    critical[0] = known[0]
+    converged = bool(series["converged"]) or _worst(series, critical) <= settings.residual
+    found = [_WORDS[flag] for flag in doubts(series | {"converged": converged}, settings.step_tol)]
     if not finite:
         found = ["loss, weights or state are not finite: nothing can be measured"]
     elif (outcome := RESULTS[reading.result]) != RESULTS[RESULTS.solved]:
@@ -132,7 +136,7 @@ def measurement(reading: Reading, step: int | None, settings: Settings) -> Measu
         trust=trust,
         untrusted=bool(found),
         doubts=tuple(found),
-        unfinished=tuple(_unfinished(series, extent, settings.residual)) if finite else (),
+        unfinished=tuple(_unfinished(series, extent, critical, settings)) if finite else (),
         cost=int(extent.cost),
     )
 
@@ -153,14 +157,24 @@ def _trust(
     return found
 
 
-def _unfinished(series: Mapping[str, Any], extent: Extent, tol: float) -> Iterator[str]:
-    """What a look did not get to, in words."""
-    if not series["converged"]:
-        residuals = series["eigen_residuals"]
-        worst = float(np.nanmax(residuals, initial=0))
+def _worst(series: Mapping[str, Any], which: Bool[np.ndarray, " k"]) -> float:
+    """The largest residual of some eigenpairs; zero of none."""
+    return float(np.nanmax(series["eigen_residuals"][which], initial=0))
+
+
+def _unfinished(
+    series: Mapping[str, Any], extent: Extent, critical: Bool[np.ndarray, " k"], settings: Settings
+) -> Iterator[str]:
+    """What a look did not get to, in words; `critical` are those eigenpairs that may oscillate."""
+    worst = 0.0 if series["converged"] else _worst(series, critical)
+    if worst > settings.residual:
+        wanted = f"{settings.residual:.0e} is wanted"
+        yield f"eigenpairs: relative residuals of up to {worst:.1e} of leading ones, {wanted}"
+    elif not series["converged"]:
+        worst = _worst(series, ~critical & ~np.isnan(series["eigenvalues"]))
         yield (
-            f"eigenpairs: relative residuals of up to {worst:.1e}, for critical ones {tol:.0e} is "
-            "wanted; the next call goes on from here, a larger budget gets further"
+            f"eigenpairs: relative residuals of up to {worst:.1e} of others than the leading ones, "
+            "whose eigenvalues are right to about the square of that"
         )
     if extent.resolved < extent.wanted:
         yield (

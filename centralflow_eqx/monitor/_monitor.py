@@ -76,10 +76,12 @@ class Monitor:
       one gradient each, and asks for the oscillation that holds critical eigenvalues where they
       are; "weights" at the weights as they are, as a row of a central flow: for weights that do not
       oscillate.
+    - `tol`: relative residual that the leading eigenpairs are to reach. Eigenvalues are right to
+      about its square, variances to about as much as itself.
     - `directions`: eigenvectors that there is room for; half of them may oscillate.
     - `unravel`: for flat weights [d], the parameters as the optimizer has them.
-    - `settings`: as a run has them; the time step of the complementarity problem is that of a
-      substep of Euler's method.
+    - `settings`: as a run has them, and the flows of `advise`; the time step of the complementarity
+      problem is that of a substep of Euler's method.
 
     Weights and state of half precision are measured in float32: the loss has no derivatives of
     higher order in less. Raises `UnsupportedRule` for an optimizer outside the theory, and
@@ -94,6 +96,7 @@ class Monitor:
         *batch: Any,
         budget: int | None = None,
         at: At = "midpoint",
+        tol: float = 1e-2,
         directions: int = 8,
         unravel: Callable[[Vector], PyTree] = identity,
         settings: Settings = Settings(),  # noqa: B008
@@ -102,8 +105,11 @@ class Monitor:
         if at not in ("midpoint", "weights"):
             raise ValueError(f"at must be 'midpoint' or 'weights', got {at!r}")
         check_count("directions", directions, 1)
+        if not tol > 0:
+            raise ValueError(f"tol must be a number > 0, got {tol!r}")
         self._loss, self._batch, self._at_midpoint = loss_fn, batch, at == "midpoint"
-        self._settings, self._waiting = settings, deque[_Kept]()
+        self._settings, self._flow_settings = replace(settings, tol=tol), settings
+        self._waiting = deque[_Kept]()
         self._last: _Seen | None = None
         rule_key, pairs_key = jr.split(jr.key(seed))
         with engaged_here():
@@ -235,5 +241,5 @@ class Monitor:
         if not 0 < factor < float("inf"):
             raise ValueError(f"factor must be a finite number > 0, got {factor!r}")
         with engaged_for_now():
-            flows = [forecast(setting, place, self._settings, c, steps) for c in (1.0, factor)]
+            flows = [forecast(setting, place, self._flow_settings, c, steps) for c in (1.0, factor)]
         return replace(found, present=flows[0], changed=flows[1])

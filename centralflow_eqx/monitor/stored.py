@@ -46,6 +46,7 @@ def measure_stored(
         name = "" if error.option == "path" else error.option
         raise InputError([Problem(Location(str(path)), name, error.message)]) from None
     optimizer, w = spec.optimizer.build(), jnp.asarray(weights, spec.precision)
+    settings = build_settings(spec)
     with refusals(spec):
         monitor = Monitor(
             task,
@@ -53,7 +54,8 @@ def measure_stored(
             w,
             at=at,
             unravel=task.unravel,
-            settings=build_settings(spec),
+            tol=settings.residual,
+            settings=settings,
             seed=spec.seed,
         )
         rule = traced_numbers(Rule(optimizer, task.unravel), w)
