@@ -1,5 +1,6 @@
 """A monitor of training loops says what runs record, and what can be known exactly."""
 
+import json
 import math
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from _marks import quick
 from jax.experimental import io_callback
 
 import centralflow_eqx as cf
+from centralflow_eqx.cli import main
+from centralflow_eqx.errors import ExitCode
 from centralflow_eqx.experiment.drive import chunks
 from centralflow_eqx.monitor import Monitor
 from centralflow_eqx.optimizers import GD, AbstractOptimizer, Adam, HeavyBall, RMSProp
@@ -373,3 +376,87 @@ def test_mistakes_are_told(loop, wrong, message):
 def test_advice_without_a_measurement(loop):
     with pytest.raises(RuntimeError, match="call measure first"):
         Monitor(NET.of, loop[1], PARAMS).advise()
+
+
+SPEC = """\
+name: stored
+precision: float64
+data: {type: moons, n: 20}
+model: {type: mlp, widths: [3], activation: tanh}
+loss: {type: mse}
+optimizer: {type: gd, lr: 0.4}
+processes: [discrete]
+steps: 3
+"""
+SHAPES = {
+    "layers.0.weight": (3, 2),
+    "layers.0.bias": (3,),
+    "layers.1.weight": (1, 3),
+    "layers.1.bias": (1,),
+}
+FLAT = np.random.default_rng(0).normal(size=13)
+
+
+def by_name(flat):
+    ends = np.cumsum([math.prod(shape) for shape in SHAPES.values()])
+    parts = np.split(flat, ends[:-1])
+    named = zip(SHAPES.items(), parts, strict=True)
+    return {name: part.reshape(shape) for (name, shape), part in named}
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(SPEC)
+    np.savez("flat.npz", w=FLAT)
+    return tmp_path
+
+
+def test_stored_weights(stored, capsys):
+    """The Hessian's own eigenvalue, however the weights are stored, and where steps lead to."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    safetensors.save_file(by_name(FLAT), "named.safetensors")
+    task = cf.make_task(
+        cf.data.Moons(n=20), cf.models.MLP((3,), activation="tanh"), cf.losses.MSE(), dtype=float
+    )
+    w = jnp.asarray(FLAT)
+    for file, steps in (("flat.npz", 0), ("named.safetensors", 0), ("flat.npz", 2)):
+        arguments = ["measure", file, "s.yaml", "--at", "weights", "--json", "--steps", str(steps)]
+        assert main(arguments) == ExitCode.DONE
+        found = json.loads(capsys.readouterr().out)
+        for _ in range(steps):
+            w = w - 0.4 * jax.grad(task)(w)
+        sharpness = np.linalg.eigvalsh(jax.hessian(task)(w))[-1]
+        assert found["effective_sharpness"] == pytest.approx(0.4 * sharpness, rel=1e-4)
+        assert found["threshold"] == pytest.approx(2 / 0.4, rel=SAME)
+    assert main(["measure", "flat.npz", "s.yaml", "--at", "weights"]) == ExitCode.DONE
+    assert "effective sharpness" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arrays", "more", "message"),
+    [
+        (None, [], "w.npz: no such file; give an npz or safetensors file"),
+        ({"w": FLAT[1:]}, [], "w.npz: w: must be all 13 weights of the model in one array, got"),
+        ({"a": FLAT, "b": FLAT}, ["--key", "c"], "w.npz: c: no such array, the file has a, b"),
+        ({"a": FLAT, "b": FLAT}, [], "w.npz: layers.0.weight: missing; the file has a, b"),
+        (by_name(FLAT) | {"layers.0.bias": FLAT[:2]}, [], "layers.0.bias: must be of shape [3]"),
+        (by_name(FLAT) | {"extra": FLAT}, [], "w.npz: extra: no parameter of the model, remove"),
+        ({"w": FLAT * np.nan}, [], "w.npz: w: must hold finite numbers, 13 of 13 are not"),
+        ({"w": FLAT}, ["--set", "sweep.grid.seed=[0, 1]"], "s.yaml: sweep: has a sweep"),
+        ({"w": FLAT}, ["--set", "optimizer={type: optax, name: lion, args: {learning_rate: 1}}"],
+         "optimizer: zero response"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_stored_weights(stored, capsys, arrays, more, message):
+    if arrays is not None:
+        np.savez("w.npz", **arrays)
+    assert main(["measure", "w.npz", "s.yaml", *more]) == ExitCode.BAD_INPUT
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_no_file_of_weights(stored, capsys):
+    for name in ("w.npz", "w.safetensors"):
+        (stored / name).write_text("words")
+        assert main(["measure", name, "s.yaml"]) == ExitCode.BAD_INPUT
+        assert f"{name}: not a readable" in capsys.readouterr().err

@@ -242,7 +242,7 @@ class EigenTracker(eqx.Module):
         if self.max_products is None:
             return worked
         # Some products are for residuals, without which nothing converges.
-        most = jnp.where(unknown, self.max_products // 2, self.max_products - 1)
+        most = self.max_products // 2
         return jnp.minimum(worked, jnp.maximum(most, 1))
 
     def _active(self, theta: Float[Array, " m"]) -> Int[Array, ""]:
