@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .experiment.simulate import simulate
     from .experiment.start import start
     from .experiment.state import Experiment, RunState
+    from .monitor import Measurement, Monitor
     from .optimizers import AbstractOptimizer
     from .processes import probes
     from .record.arrays import collect, open_run
@@ -37,6 +38,8 @@ _PLACES = {
     "AbstractOptimizer": "optimizers",
     "Experiment": "experiment.state",
     "InputError": "errors",
+    "Measurement": "monitor",
+    "Monitor": "monitor",
     "NumericalStop": "errors",
     "Row": "record.row",
     "RunState": "experiment.state",
@@ -66,6 +69,8 @@ __all__ = [
     "AbstractOptimizer",
     "Experiment",
     "InputError",
+    "Measurement",
+    "Monitor",
     "NumericalStop",
     "Row",
     "RunState",

@@ -1,5 +1,8 @@
 """What has to be set for the whole process before anything is computed."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 
 
@@ -12,3 +15,23 @@ def engage() -> None:
     """
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@contextlib.contextmanager
+def engaged_here() -> Iterator[None]:
+    """What `engage` sets, for this thread and no longer: others keep their precision."""
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        yield
+
+
+@contextlib.contextmanager
+def engaged_for_now() -> Iterator[None]:
+    """`engage` for all threads of the process, taken back at the end."""
+    names = "jax_enable_x64", "jax_default_matmul_precision"
+    before = {name: getattr(jax.config, name) for name in names}
+    engage()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

@@ -18,6 +18,7 @@ COLUMNS = {
     "losses": 2,
     "experiment": 2,
     "sweep": 2,
+    "monitor": 3,
     "cli": 2,
     "errors": 2.5,
     "registry": 2.5,

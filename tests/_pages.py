@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "write_an_optimizer.md"
 FROM_PYTHON = ROOT / "docs" / "from_python.md"
+MONITOR = ROOT / "docs" / "monitor.md"
 OWN_PROBLEM = ROOT / "docs" / "your_own_problem.md"
 EXECUTED = TUTORIAL, OWN_PROBLEM
 """Pages whose specs name classes that stand on the page."""

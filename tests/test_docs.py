@@ -9,7 +9,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 from _marks import quick
-from _pages import FROM_PYTHON, OWN_PROBLEM, ROOT, TUTORIAL, blocks
+from _pages import FROM_PYTHON, MONITOR, OWN_PROBLEM, ROOT, TUTORIAL, blocks
 
 from benchmarks.optax_rules import verdict
 from centralflow_eqx.cli import main
@@ -93,6 +93,25 @@ def test_the_page_on_ones_own_problem_runs(tmp_path, monkeypatch):
     few = ["--set", "steps=3", "--set", "processes=[discrete]"]
     assert main(["run", "network.yaml", *few]) == 0
     assert main(["run", "function.yaml", *few]) == 0
+
+
+@pytest.mark.slow
+def test_the_page_on_ones_own_loop_runs(figures, monkeypatch, capsys):
+    """Its loops, in the precision that they are written for: that of JAX as it is imported."""
+    pytest.importorskip("flax")
+    monkeypatch.chdir(figures)
+    names = {"__name__": "__main__"}
+    with jax.enable_x64(False):
+        for block in blocks(MONITOR, "python"):
+            exec(compile(block, MONITOR.name, "exec"), names)
+    printed, page = capsys.readouterr().out, blocks(MONITOR, "text")[0]
+    assert printed.splitlines()[0].startswith("step 375: loss 0.01")
+    assert [line.split()[0] for line in page.splitlines()] == [
+        line.split()[0] for line in printed.splitlines()[: len(page.splitlines())]
+    ]
+    late = names["seen"][10:]
+    assert all(abs(m.effective_sharpness - 2) < 0.1 and m.oscillating for m in late)
+    assert (figures / "monitor.png").stat().st_size > 10_000
 
 
 SAMPLE = ("sgd", "adabelief", "amsgrad", "lion", "noisy_sgd", "polyak_sgd")

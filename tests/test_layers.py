@@ -25,7 +25,7 @@ FLOORS = (
     {"record"},
     {"report"},  # a run ends with its report
     {"experiment"},
-    {"sweep"},
+    {"sweep", "monitor"},
     {"cli"},
 )
 WAY_IN = ("__init__", "__main__")

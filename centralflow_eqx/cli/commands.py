@@ -102,6 +102,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """A whole number >= 0, as an argument's type."""
+    return 0 if text == "0" else positive(text)
+
+
 def load(args: argparse.Namespace) -> "Plan":
     """What the spec that was given asks for."""
     from ..spec import load_plan

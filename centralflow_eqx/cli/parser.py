@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import did_you_mean
-from . import catalogue, check, completion, new, report, run, runs, sweep
+from . import catalogue, check, completion, measure, new, report, run, runs, sweep
 from .commands import Commands
 
 _EXAMPLES = """\
@@ -25,6 +25,7 @@ examples:
   centralflow_eqx show runs/gd_moons                    what happened in one
   centralflow_eqx export runs/gd_moons                  its series as CSV
   centralflow_eqx report runs/gd_moons runs/small_lr    compare runs
+  centralflow_eqx measure w.npz specs/gd_moons.yaml     where the edge is at stored weights
   centralflow_eqx schema > spec.schema.json             completion in an editor
 
 A spec can name classes of yours: their modules are imported and run as Python code. Give
@@ -33,7 +34,7 @@ A spec can name classes of yours: their modules are imported and run as Python c
 exit codes: 0 done (also by a goal of `stop`), 1 a bug, 2 bad input, 3 numerical stop, 4 interrupted
 (Ctrl-C, a cluster's time limit, a full disk, too little memory): `resume` goes on
 """
-_GROUPS = run, sweep, check, runs, report, new, catalogue, completion
+_GROUPS = run, sweep, check, measure, runs, report, new, catalogue, completion
 
 
 def make_parser() -> tuple[argparse.ArgumentParser, tuple[str, ...]]:

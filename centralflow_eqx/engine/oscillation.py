@@ -102,17 +102,19 @@ def oscillate(
     slack: Float[Array, " m"],
     *,
     fallback: bool = True,
+    held: bool = False,
 ) -> Oscillation:
     """Solve for the oscillation at `point` over a substep.
 
     Eigenvalues may exceed 2 by up to `slack` where a flow started unstable. That excess shrinks at
     the rate of restoration, at most to nothing within the substep; any other ends at once.
-    `fallback` is that of `solve_complementarity`.
+    `held` asks for the oscillation that keeps critical eigenvalues where they are, whatever they
+    are. `fallback` is that of `solve_complementarity`.
     """
     pairs, dt = point.pairs, settings.dt
     critical = count_critical(pairs, settings.critical_above)
     kept = 1 - jnp.minimum(1, settings.restoration * dt)
-    left = kept * jnp.clip(pairs.theta - 2, 0, slack)
+    left = pairs.theta - 2 if held else kept * jnp.clip(pairs.theta - 2, 0, slack)
 
     def active() -> Oscillation:
         third = weighted_thirds(loss, point, critical)

@@ -12,10 +12,12 @@ from ._base import (
     View,
     capacity,
     failed,
+    flow_refusal,
 )
+from ._first_order import Moment, critical_room, view_of
 from ._registry import PROCESSES
 from ._spectra import Sight, has_raw_spectrum, look
-from ._trust import diagnose, is_judged
+from ._trust import DOUBTFUL, diagnose, is_judged
 from .ablated import Ablated
 from .central import Central
 from .discrete import Discrete
@@ -27,6 +29,7 @@ from .stable import Stable
 from .stationary import Stationary
 
 __all__ = [
+    "DOUBTFUL",
     "PROCESSES",
     "STOP",
     "Ablated",
@@ -38,6 +41,7 @@ __all__ = [
     "Edge",
     "Midpoint",
     "Minibatch",
+    "Moment",
     "Observation",
     "Rod",
     "Setting",
@@ -48,9 +52,12 @@ __all__ = [
     "Verdict",
     "View",
     "capacity",
+    "critical_room",
     "diagnose",
     "failed",
+    "flow_refusal",
     "has_raw_spectrum",
     "is_judged",
     "look",
+    "view_of",
 ]

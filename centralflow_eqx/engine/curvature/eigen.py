@@ -153,6 +153,7 @@ class EigenTracker(eqx.Module):
       `exact`. The other tracked directions are only watched; their eigenvalues, accurate to the
       square of the residual, need `sqrt(tol)` or 1e-3, whichever is less, but no less than 3 `tol`.
     - `max_iterations`: expansions of the basis in a solve.
+    - `max_products`: Hessian-vector products in a solve; None for as many as it takes.
     - `exploration`: size of the random perturbation of the last guard on request, so that an
       eigenvector orthogonal to all the others cannot stay unseen. It is found by the first solve
       that explores or by one of the next few, the later the less its eigenvalue exceeds the guard.
@@ -166,6 +167,7 @@ class EigenTracker(eqx.Module):
     tol: float | Float[Array, ""] = 1e-6
     max_iterations: int = 240
     exploration: float = 1e-3
+    max_products: Int[Array, ""] | None = None
 
     def solve(
         self,
@@ -191,7 +193,9 @@ class EigenTracker(eqx.Module):
         # A column that has never been seen is drawn at random, but only when it is needed.
         random = explore | (worked > jnp.sum(~pairs.fresh))
         start = self._start(gain, pairs, worked, draw, random, oscillating, ahead)
-        most = jnp.where(jnp.all(pairs.fresh), 1, 2)  # what started at random needs no other start
+        # What started at random needs no other start, and what is rationed has none.
+        again = ~jnp.all(pairs.fresh) & (self.max_products is None)
+        most = jnp.where(again, 2, 1)
 
         def search(start: Float[Array, "d m"]) -> _Found:
             return _ritz(self._search(model, gain, start, worked, explore, exact_above))
@@ -216,6 +220,13 @@ class EigenTracker(eqx.Module):
             key=jr.key_data(key),
         )
 
+    def _rationed(self, now: _Search) -> Float[Array, "e d"]:
+        """The rows that a basis is to be expanded by, as many as there may be products."""
+        if self.max_products is None:
+            return now.expansion
+        left = self.max_products - now.products
+        return jnp.where(jnp.arange(len(now.expansion))[:, None] < left, now.expansion, 0)
+
     def overflows(self, pairs: Eigenpairs) -> Bool[Array, ""]:
         """Whether every column is in use although there are more dimensions to look at."""
         d, m = pairs.Y.shape
@@ -227,7 +238,12 @@ class EigenTracker(eqx.Module):
         unguarded = pairs.theta[jnp.maximum(pairs.active, 1) - 1] > self.track_above
         worked = pairs.active + (explore | unguarded)
         unknown = (pairs.active == 0) | jnp.all(pairs.fresh)
-        return jnp.where(unknown, m, jnp.minimum(worked, m)).astype(jnp.int32)
+        worked = jnp.where(unknown, m, jnp.minimum(worked, m)).astype(jnp.int32)
+        if self.max_products is None:
+            return worked
+        # Some products are for residuals, without which nothing converges.
+        most = self.max_products // 2
+        return jnp.minimum(worked, jnp.maximum(most, 1))
 
     def _active(self, theta: Float[Array, " m"]) -> Int[Array, ""]:
         wanted = jnp.maximum(self.initial, jnp.sum(theta > self.track_above) + 1)
@@ -310,10 +326,11 @@ class EigenTracker(eqx.Module):
         columns, width = jnp.arange(m), queue.shape[1]
 
         def unfinished(now: _Search) -> Bool[Array, ""]:
-            return (now.count > 0) & (now.iteration <= self.max_iterations)
+            left = True if self.max_products is None else now.products < self.max_products
+            return (now.count > 0) & (now.iteration <= self.max_iterations) & left
 
         def expand(now: _Search) -> _Search:
-            basis, accepted = _expand(gain, model, now.basis, now.expansion)
+            basis, accepted = _expand(gain, model, now.basis, self._rationed(now))
             C, theta = _rayleigh_ritz(basis, m)
             defect, size, residuals = _residuals(gain, basis, C, theta, self._least(theta))
             needed = self._unfinished(theta, residuals, exact_above)
