@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..engine.compile import program
 from ..engine.curvature import Eigenpairs, Loss, unsolved, widen
 from ..engine.response import Response, Rule, State, Vector, examine, relax, traced_numbers
+from ..engine.noise import BatchNoise
 from ..engine.settings import Settings
 from ..engine.state_rate import STATE_RATES
 from ..errors import OptionError, UnsupportedRule
@@ -116,6 +117,8 @@ def start(
     probes: Sequence[AbstractProbe] = (),
     raw_spectra: bool = True,
     minibatch: Minibatch | None = None,
+    minibatch_seeds: int = 1,
+    noise: BatchNoise | None = None,
     diverged_above: float | None = None,
     seed: int = 0,
     kept: Kept | None = None,
@@ -130,12 +133,18 @@ def start(
     check_processes(processes)
     check_count("record_every", record_every, 1)
     check_count("warm_start", warm_start, 0)
+    check_count("minibatch_seeds", minibatch_seeds, 1)
     loss, optimizer, w, unravel = check_problem(loss, optimizer, w, unravel)
     check_settings(settings, w.size)
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     notify("deriving the optimizer's response")
     response, w, s, value = respond(loss, optimizer, unravel, w, warm_start, rule_key)
-    setting = _setting(loss, response, settings, w, minibatch)
+    setting = replace(
+        _setting(loss, response, settings, w, noise),
+        minibatch=minibatch,
+        seeds=minibatch_seeds,
+        noise=noise,
+    )
     members = _members(setting, processes)
     for why in filter(None, (probe.refusal(setting) for probe in probes)):
         raise UnsupportedRule(why)
@@ -163,7 +172,7 @@ def start(
 
 
 def _setting(
-    loss: Loss, response: Response, settings: Settings, w: Vector, minibatch: Minibatch | None
+    loss: Loss, response: Response, settings: Settings, w: Vector, noise: BatchNoise | None
 ) -> Setting:
     """What processes share, with what the rule and the devices have to say of the settings."""
     rate = STATE_RATES[settings.state_rate]
@@ -171,7 +180,9 @@ def _setting(
         settings = replace(settings, max_step=min(settings.longest, 1.0))
     if len(w.sharding.device_set) > 1 and not settings.hvp_chunk:
         settings = replace(settings, hvp_chunk=_ALL)
-    return Setting(loss, response, rate, settings.resolved(w.dtype, rate.restoration), minibatch)
+    if noise is not None:  # whose margins steps of second order do not know how to keep
+        settings = replace(settings, method="euler")
+    return Setting(loss, response, rate, settings.resolved(w.dtype, rate.restoration))
 
 
 def _placed(tree: T, w: Vector) -> T:

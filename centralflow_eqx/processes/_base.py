@@ -16,6 +16,7 @@ from ..engine.curvature import (
     local_model,
     widen,
 )
+from ..engine.noise import BatchNoise
 from ..engine.oscillation import Modes
 from ..engine.response import Response, State, Vector
 from ..engine.settings import Resolved
@@ -47,7 +48,8 @@ def failed(stop: STOP) -> Bool[Array, ""]:
 class Setting(eqx.Module):
     """What processes share: the loss, the optimizer's derived response and the settings.
 
-    `minibatch` is the loss whose gradients a mini-batch optimizer takes.
+    `minibatch` is the loss whose gradients a mini-batch optimizer takes, of which `seeds` run side
+    by side, and `noise` what central flows know of them, None where they do without.
     """
 
     loss: Loss
@@ -55,6 +57,8 @@ class Setting(eqx.Module):
     rate: AbstractStateRate
     settings: Resolved
     minibatch: Minibatch | None = None
+    noise: BatchNoise | None = None
+    seeds: int = eqx.field(static=True, default=1)
 
     def local_model(self, w: Vector) -> LocalModel:
         """Loss, gradient and Hessian-vector products at `w`."""
@@ -129,6 +133,22 @@ def flow_refusal(setting: Setting) -> str:
             "for an optimizer with momentum; use 'exponential'"
         )
     return ""
+
+
+def noise_refusal(setting: Setting) -> str:
+    """Why central flows of the setting's rule know no mini-batch noise, empty if they do."""
+    structure = setting.response.structure
+    if setting.noise is None:
+        return ""
+    if structure.momentum:
+        why = "momentum carries the noise of a mini-batch into the steps after it"
+    elif structure.decay != "none":
+        why = "weight decay damps what the noise drives"
+    elif structure.maxima:
+        why = "the average of a running maximum is not the maximum of averages"
+    else:
+        return ""
+    return f"with `minibatch.noise` {why}, which is not part of the theory: run without noise"
 
 
 class AbstractProcess(eqx.Module):

@@ -3,12 +3,13 @@
 from ._fit import check_function, check_loss, check_network, count_parameters
 from ._layout import Layout, flatten
 from ._make import build_network, make_task, network_shapes, wrong_length
-from ._task import Examples, FunctionTask, Memory, Minibatch, Task, identity
+from ._task import ExampleLosses, Examples, FunctionTask, Memory, Minibatch, Task, identity
 
 AnyTask = Task | FunctionTask
 
 __all__ = [
     "AnyTask",
+    "ExampleLosses",
     "Examples",
     "FunctionTask",
     "Layout",
