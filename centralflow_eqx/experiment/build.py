@@ -180,6 +180,9 @@ def _misfits(spec: Spec, parts: Parts | Function) -> list[Problem]:
         got = spec.minibatch.sample
         message = f"must be 0, or from 2 to {n}, the number of training examples, got {got}"
         found.append(spec.problem("minibatch.sample", lacking or message))
+    if spec.minibatch.sharpness_every % record.every:
+        message = f"must be a multiple of record.every, {record.every}"
+        found.append(spec.problem("minibatch.sharpness_every", message))
     if spec.minibatch.size > n:
         message = f"must be <= {n}, the number of training examples, got {spec.minibatch.size}"
         found.append(spec.problem("minibatch.size", lacking or message))

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from ..engine.noise import BatchNoise
 from ..engine.settings import Settings
 from ..errors import OptionError, UnsupportedRule
+from ..processes.minibatch_probes import BatchSharpness
 from ..processes.probes import AbstractProbe, Coordinates, Outputs, Preconditioners
 from ..spec import Spec
 from ..task import AnyTask, ExampleLosses, Examples, FunctionTask, Minibatch, Task
@@ -145,6 +146,11 @@ def build_probes(spec: Spec, task: AnyTask) -> list[AbstractProbe]:
     if record.preconditioners_every:
         every = record.preconditioners_every // record.every
         found.append(Preconditioners(indices=chosen, every=every))
+    minibatch = build_minibatch(spec, task)
+    if spec.minibatch.sharpness_every and minibatch is not None:
+        every = spec.minibatch.sharpness_every // record.every
+        batches = minibatch.task.train_number // minibatch.size
+        found.append(BatchSharpness(minibatch, batches, every))
     return found
 
 

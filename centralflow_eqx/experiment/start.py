@@ -33,6 +33,7 @@ from ..processes import (
     has_raw_spectrum,
     is_judged,
 )
+from ..processes.minibatch_probes import Ensemble
 from ..processes.probes import AbstractProbe
 from ..task import identity
 from . import advance as programs
@@ -146,6 +147,8 @@ def start(
         noise=noise,
     )
     members = _members(setting, processes)
+    if minibatch_seeds > 1:
+        probes = (*probes, Ensemble(minibatch_seeds))
     for why in filter(None, (probe.refusal(setting) for probe in probes)):
         raise UnsupportedRule(why)
     room = min(w.size, max(_ROOM, 1 << (settings.initial + _SPARE - 1).bit_length()))

@@ -78,7 +78,8 @@ class View(eqx.Module):
 
     `post` is the post-update state at the weights `w`; `series` are small arrays for the record,
     among them what the step cost, and a `train_loss` that shows divergence. `middle` is the
-    midpoint of an optimizer's iterates around `w`.
+    midpoint of an optimizer's iterates around `w`, and `members` are weights and states of several
+    optimizers of which `w` and `post` are means.
     """
 
     w: Vector
@@ -86,6 +87,7 @@ class View(eqx.Module):
     series: dict[str, Array]
     middle: Vector | None = None
     oscillation: "Swing | None" = None
+    members: tuple[Float[Array, "s d"], State] | None = None
 
 
 class Swing(eqx.Module):
@@ -113,13 +115,14 @@ class Observation(eqx.Module):
     """What is known of a process at a recorded step.
 
     `post` is the post-update state at the weights, `series` are the small arrays that a run
-    records, `oscillation` is that of a flow that predicts one.
+    records, `oscillation` is that of a flow that predicts one, and `members` are those of a view.
     """
 
     weights: Vector
     post: State
     series: dict[str, Array]
     oscillation: Modes | None = None
+    members: tuple[Float[Array, "s d"], State] | None = None
 
 
 def flow_refusal(setting: Setting) -> str:

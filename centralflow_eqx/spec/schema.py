@@ -176,6 +176,9 @@ class MinibatchOptions(Section):
     seeds: AtLeastOne = 1
     """Optimizers that run side by side in discrete_minibatch, each with mini-batches of its own:
     more than one are recorded by mean and spread."""
+    sharpness_every: Count = 0
+    """Steps between measurements of batch sharpness, the mean curvature of an epoch's mini-batches
+    along their own steps, a multiple of `record.every`; 0: never."""
     noise: Literal["off", "on"] = "off"
     """Central flows know the noise of mini-batches of this size; they step by Euler's method."""
     sample: Count = 0
