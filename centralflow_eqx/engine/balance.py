@@ -13,7 +13,6 @@ near to the solution, and Newton's method from there.
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
@@ -78,9 +77,7 @@ def solve_balance(
     )
 
 
-def _in_own_units(
-    alpha: Float[Array, "k k"], beta: Float[Array, "p p"], noise: Noise
-) -> _Equation:
+def _in_own_units(alpha: Float[Array, "k k"], beta: Float[Array, "p p"], noise: Noise) -> _Equation:
     size = jnp.trace(noise.N)
     scale = norm_or_one(beta)
     z = norm_or_one(alpha) + jnp.sqrt(size * scale)

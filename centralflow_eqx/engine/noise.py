@@ -1,11 +1,12 @@
 """What mini-batches add to a gradient, as an oscillating optimizer sees it.
 
 The gradient of a mini-batch of B of n examples is off by a noise of covariance f C, f = 1/B - 1/n,
-where C is the covariance of the examples' gradients (over n - 1); so are its curvatures. Mini-batches
-drawn anew at every step are independent of each other. Those of an epoch, m = n // B of them, are
-not: as no example comes twice, those j steps apart have covariance -(1 - j/m) C/n on average. A
-direction whose deviation turns into -r times itself in a step adds up a step's noise and that of j
-steps before with weights that differ by (-r)^j, so that f becomes
+where C is the covariance of the examples' gradients (over n - 1); and so is its curvature, with a
+covariance of curvatures. Mini-batches drawn anew at every step are independent of each other. Those
+of an epoch, m = n // B of them, are not: as no example comes twice, those j steps apart have
+covariance -(1 - j/m) C/n on average. A direction whose deviation turns into -r times itself in a
+step adds up a step's noise and that of j steps before with weights that differ by (-r)^j, so that f
+becomes
 
     f - (2/n) sum_j (1 - j/m) (-r)^j   for the gradients' noise,
     f - (4/n) sum_j (1 - j/m) r^(2j)   for the curvatures', which multiplies what oscillates.
@@ -131,7 +132,7 @@ class BatchNoise(eqx.Module):
             return response.quadratic(post, grad, w, noise, noise)
 
         s, chunk = len(self.rows), min(self.chunk or _AT_ONCE, len(self.rows))
-        padded = jnp.resize(self.rows, -(-s // chunk) * chunk)
+        padded = jnp.resize(self.rows, (-(-s // chunk) * chunk,))
         counts = (jnp.arange(len(padded)) < s).astype(w.dtype)
 
         def add(total: State, some: tuple[Array, Array]) -> tuple[State, None]:
@@ -161,9 +162,11 @@ def balanced(
 ) -> ComplementarySolution:
     """`solve_balance` for the first `critical` directions; the others do not oscillate."""
     kept = jnp.arange(len(alpha)) < critical
-    # They have a margin of their own (`restrict`); with as much noise they are solved like others.
-    like_others = jnp.trace(noise.N) / jnp.maximum(critical, 1)
-    N = noise.N + jnp.diag(jnp.where(kept, 0, like_others))
+    # Solved as the others are, uncoupled from them, with margins and noise of their size.
+    size = jnp.trace(noise.N) / jnp.maximum(critical, 1)
+    margin = jnp.max(jnp.abs(alpha)) + jnp.sqrt(size * jnp.linalg.norm(beta))
+    alpha = jnp.where(kept[:, None] & kept, alpha, 0) + jnp.diag(jnp.where(kept, 0, margin))
+    N = noise.N + jnp.diag(jnp.where(kept, 0, size))
     solution = solve_balance(alpha, beta, Noise(N, noise.K), fallback=fallback)
     X = jnp.where(kept[:, None] & kept, solution.X, 0)
     return eqx.tree_at(lambda s: s.X, solution, X)
@@ -173,11 +176,13 @@ def told(noise: Noise, solution: ComplementarySolution) -> dict[str, Array]:
     """What is recorded of a balance; NaN where nothing oscillates.
 
     `sharpness_gap` = <Z, X> / tr X is how far below 2 the effective eigenvalue is, on average over
-    the oscillation; `gradient_noise` = tr N and `curvature_noise` = tr K[X] / tr X are what it comes
-    from. `excess_kurtosis` is that of the direction in which it is largest, relative to a
+    the oscillation; `gradient_noise` = tr N and `curvature_noise` = tr K[X] / tr X are where it
+    comes from. `excess_kurtosis` is that of the direction in which it is largest, relative to a
     Gaussian's 3: noise that multiplies a deviation c by -(r + a), a of variance k, has
-    E c^4 / (3 (E c^2)^2) - 1 = (4 r^2 k + 2 k^2) / (1 - r^4 - 6 r^2 k - 3 k^2), and is infinite where
-    the denominator is not positive.
+
+        E c^4 / (3 (E c^2)^2) - 1 = (4 r^2 k + 2 k^2) / (1 - r^4 - 6 r^2 k - 3 k^2),
+
+    infinite where the denominator is not positive.
     """
     X, Z = solution.X, solution.Z
     added, size = smat(noise.K @ svec(X), len(X)), jnp.trace(X)
@@ -195,3 +200,9 @@ def told(noise: Noise, solution: ComplementarySolution) -> dict[str, Array]:
         "curvature_noise": jnp.trace(added) * per_variance,
         "excess_kurtosis": jnp.where(size > 0, excess, jnp.nan),
     }
+
+
+def told_of_nothing(solution: ComplementarySolution) -> dict[str, Array]:
+    """`told` where nothing may oscillate."""
+    x = svec(solution.X)
+    return told(Noise(jnp.zeros_like(solution.X), jnp.zeros((x.size, x.size))), solution)

@@ -7,6 +7,7 @@ turns the conditions into a semidefinite complementarity problem.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -22,8 +23,7 @@ from .complementarity import (
     violation,
 )
 from .curvature import Eigenpairs, Loss, apply_columns, third_derivatives
-from .balance import Noise
-from .noise import BatchNoise, balanced, told
+from .noise import BatchNoise, balanced, told, told_of_nothing
 from .response import Response, State, Vector
 from .settings import Resolved
 from .state_rate import AbstractStateRate
@@ -133,8 +133,8 @@ def oscillate(
             solution, found = nothing_to_solve(solution, alpha, point.w.dtype), {}
         else:
             driven = noise.along(point.w, pairs.U, pairs.theta, critical)
-            solved = symmetrised(response, beta)
-            solution = balanced(driven, alpha, solved, critical, fallback=fallback)
+            beta = symmetrised(response, beta)
+            solution = balanced(driven, alpha, beta, critical, fallback=fallback)
             found = told(driven, solution)
         X = svec(solution.X)
         # The gradient oscillates by H u = theta P u.
@@ -152,17 +152,16 @@ def oscillate(
 
     def quiet() -> Oscillation:
         still = nothing(point.w, point.post, pairs.theta, left)
-        if noise is None:
-            return still
-        room = len(left)
-        none = Noise(jnp.zeros((room, room)), jnp.zeros((room * (room + 1) // 2,) * 2))
-        return eqx.tree_at(lambda o: o.noise, still, told(none, still.solution))
+        return still if noise is None else replace(still, noise=told_of_nothing(still.solution))
 
-    oscillation = jax.lax.cond(critical > 0, active, quiet)
+    return _amid(jax.lax.cond(critical > 0, active, quiet), ambient)
+
+
+def _amid(oscillation: Oscillation, ambient: State | None) -> Oscillation:
+    """The oscillation with what else adds to the average of the state's update."""
     if ambient is None:
         return oscillation
-    total = jax.tree.map(jnp.add, oscillation.excess, ambient)
-    return eqx.tree_at(lambda o: o.excess, oscillation, total)
+    return replace(oscillation, excess=jax.tree.map(jnp.add, oscillation.excess, ambient))
 
 
 def solve(

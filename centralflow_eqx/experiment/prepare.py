@@ -13,6 +13,7 @@ from jaxtyping import Int
 from ..engine.noise import BatchNoise
 from ..engine.settings import Settings
 from ..errors import OptionError, UnsupportedRule
+from ..processes import Minibatches
 from ..processes.minibatch_probes import BatchSharpness
 from ..processes.probes import AbstractProbe, Coordinates, Outputs, Preconditioners
 from ..spec import Spec
@@ -63,9 +64,9 @@ def build_arguments(spec: Spec, task: AnyTask) -> dict[str, Any]:
         "evaluate": task.evaluate,
         "probes": build_probes(spec, task),
         "raw_spectra": spec.record.raw_spectra,
-        "minibatch": build_minibatch(spec, task),
-        "minibatch_seeds": spec.minibatch.seeds,
-        "noise": build_noise(spec, task),
+        "minibatch": Minibatches(
+            build_minibatch(spec, task), build_noise(spec, task), spec.minibatch.seeds
+        ),
         "diverged_above": spec.stop.diverged_above,
         "seed": spec.seed,
     }
@@ -150,7 +151,7 @@ def build_probes(spec: Spec, task: AnyTask) -> list[AbstractProbe]:
     if spec.minibatch.sharpness_every and minibatch is not None:
         every = spec.minibatch.sharpness_every // record.every
         batches = minibatch.task.train_number // minibatch.size
-        found.append(BatchSharpness(minibatch, batches, every))
+        found.append(BatchSharpness(minibatch=minibatch, batches=batches, every=every))
     return found
 
 

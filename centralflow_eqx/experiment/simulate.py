@@ -8,10 +8,9 @@ from jaxtyping import Float, PyTree
 
 from ..engine.curvature import Loss
 from ..engine.response import Vector
-from ..engine.noise import BatchNoise
 from ..engine.settings import Settings
 from ..optimizers import AbstractOptimizer
-from ..processes import Minibatch
+from ..processes import Minibatch, Minibatches
 from ..processes.probes import AbstractProbe
 from ..record.row import Row
 from .arguments import check_count
@@ -34,9 +33,7 @@ def simulate(
     evaluate: Evaluate | None = None,
     probes: Sequence[AbstractProbe] = (),
     raw_spectra: bool = True,
-    minibatch: Minibatch | None = None,
-    minibatch_seeds: int = 1,
-    noise: BatchNoise | None = None,
+    minibatch: Minibatch | Minibatches | None = None,
     diverged_above: float | None = None,
     seed: int = 0,
     notify: Notify = lambda _: None,
@@ -52,8 +49,7 @@ def simulate(
     flat weights. `optimizer` may be one of Optax's transformations.
     `warm_start` discrete steps come first and are not recorded. `probes` measure more of the
     processes, `raw_spectra` are the Hessian's own eigenvalues beside the effective ones where a
-    preconditioner tells them apart, `minibatch` is the loss that `discrete_minibatch` descends,
-    by as many optimizers as there are `minibatch_seeds`, and `noise` what `central` knows of it.
+    preconditioner tells them apart, `minibatch` is the loss that `discrete_minibatch` descends.
     `diverged_above` is how many times its first training loss a process has when it has diverged
     and ends (None: 10,000 times, or 10 for one that starts at less than 1e-3).
     `notify` is told, in words, what takes long.
@@ -77,8 +73,6 @@ def simulate(
         probes=probes,
         raw_spectra=raw_spectra,
         minibatch=minibatch,
-        minibatch_seeds=minibatch_seeds,
-        noise=noise,
         diverged_above=diverged_above,
         seed=seed,
         notify=notify,

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..engine.compile import program
 from ..engine.curvature import Eigenpairs, Loss, unsolved, widen
 from ..engine.response import Response, Rule, State, Vector, examine, relax, traced_numbers
-from ..engine.noise import BatchNoise
 from ..engine.settings import Settings
 from ..engine.state_rate import STATE_RATES
 from ..errors import OptionError, UnsupportedRule
@@ -28,6 +27,7 @@ from ..processes import (
     AbstractObserver,
     AbstractProcess,
     Minibatch,
+    Minibatches,
     Setting,
     Sight,
     has_raw_spectrum,
@@ -39,6 +39,7 @@ from ..task import identity
 from . import advance as programs
 from .advance import side_by_side
 from .arguments import (
+    as_minibatches,
     check_count,
     check_problem,
     check_processes,
@@ -117,9 +118,7 @@ def start(
     evaluate: Evaluate | None = None,
     probes: Sequence[AbstractProbe] = (),
     raw_spectra: bool = True,
-    minibatch: Minibatch | None = None,
-    minibatch_seeds: int = 1,
-    noise: BatchNoise | None = None,
+    minibatch: Minibatch | Minibatches | None = None,
     diverged_above: float | None = None,
     seed: int = 0,
     kept: Kept | None = None,
@@ -134,21 +133,15 @@ def start(
     check_processes(processes)
     check_count("record_every", record_every, 1)
     check_count("warm_start", warm_start, 0)
-    check_count("minibatch_seeds", minibatch_seeds, 1)
     loss, optimizer, w, unravel = check_problem(loss, optimizer, w, unravel)
     check_settings(settings, w.size)
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     notify("deriving the optimizer's response")
     response, w, s, value = respond(loss, optimizer, unravel, w, warm_start, rule_key)
-    setting = replace(
-        _setting(loss, response, settings, w, noise),
-        minibatch=minibatch,
-        seeds=minibatch_seeds,
-        noise=noise,
-    )
+    batches = as_minibatches(minibatch)
+    setting = _setting(loss, response, settings, w, batches)
     members = _members(setting, processes)
-    if minibatch_seeds > 1:
-        probes = (*probes, Ensemble(minibatch_seeds))
+    probes = (*probes, *(Ensemble(seeds=n) for n in [setting.seeds] if n > 1))
     for why in filter(None, (probe.refusal(setting) for probe in probes)):
         raise UnsupportedRule(why)
     room = min(w.size, max(_ROOM, 1 << (settings.initial + _SPARE - 1).bit_length()))
@@ -175,7 +168,7 @@ def start(
 
 
 def _setting(
-    loss: Loss, response: Response, settings: Settings, w: Vector, noise: BatchNoise | None
+    loss: Loss, response: Response, settings: Settings, w: Vector, batches: Minibatches
 ) -> Setting:
     """What processes share, with what the rule and the devices have to say of the settings."""
     rate = STATE_RATES[settings.state_rate]
@@ -183,9 +176,17 @@ def _setting(
         settings = replace(settings, max_step=min(settings.longest, 1.0))
     if len(w.sharding.device_set) > 1 and not settings.hvp_chunk:
         settings = replace(settings, hvp_chunk=_ALL)
-    if noise is not None:  # whose margins steps of second order do not know how to keep
+    if batches.noise is not None:  # whose margins steps of second order do not know how to keep
         settings = replace(settings, method="euler")
-    return Setting(loss, response, rate, settings.resolved(w.dtype, rate.restoration))
+    return Setting(
+        loss,
+        response,
+        rate,
+        settings.resolved(w.dtype, rate.restoration),
+        batches.loss,
+        batches.noise,
+        batches.seeds,
+    )
 
 
 def _placed(tree: T, w: Vector) -> T:

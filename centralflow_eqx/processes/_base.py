@@ -26,6 +26,15 @@ Minibatch = Callable[[Vector, Int[Array, ""], PRNGKeyArray], Float[Array, ""]]
 """The loss of the mini-batch that a step takes, from weights, the number of the step and a key."""
 
 
+class Minibatches(eqx.Module):
+    """What is done with mini-batches: the `loss` that `discrete_minibatch` descends, by so many
+    `seeds` side by side, and the `noise` that central flows know of, if they do."""
+
+    loss: Minibatch | None
+    noise: BatchNoise | None = None
+    seeds: int = eqx.field(static=True, default=1)
+
+
 class STOP(eqx.Enumeration):
     """Why a process cannot go on."""
 

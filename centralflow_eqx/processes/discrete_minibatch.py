@@ -46,24 +46,23 @@ class DiscreteMinibatch(AbstractProcess):
         return ""
 
     def init(self, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray) -> MinibatchState:
-        seeds = self.setting.seeds
-        if seeds == 1:
+        def one(key: PRNGKeyArray) -> MinibatchState:
             return MinibatchState(w, s, jnp.zeros((), jnp.int32), jr.key_data(key))
-        start = w, s, jnp.zeros((), jnp.int32)
-        copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *jnp.shape(x))), start)
-        return MinibatchState(*copies, jr.key_data(jr.split(key, seeds)))
+
+        seeds = self.setting.seeds
+        return one(key) if seeds == 1 else jax.vmap(one)(jr.split(key, seeds))
 
     def move(self, state: MinibatchState) -> tuple[MinibatchState, View, Verdict]:
         if self.setting.seeds == 1:
             return self._move_one(state)
         # One after the other: what a rule decomposes is no batch then; see `decompose`.
         new, views, verdicts = jax.lax.map(self._move_one, state)
-        mean = jax.tree.map(lambda x: jnp.mean(x, 0), (views.w, views.post))
+        w, post = jax.tree.map(lambda x: jnp.mean(x, 0), (views.w, views.post))
         series = {
             "gradients": jnp.sum(views.series["gradients"], 0).astype(jnp.int32),
             "train_loss": jnp.mean(views.series["train_loss"], 0),
         }
-        view = View(*mean, series, members=(views.w, views.post))
+        view = View(w, post, series, members=(views.w, views.post))
         lost = jnp.any(verdicts.stop != STOP.running)
         stop = STOP.where(lost, STOP.not_finite, STOP.running)
         return new, view, Verdict(jnp.any(verdicts.overflow), stop)

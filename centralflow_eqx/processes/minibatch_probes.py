@@ -82,11 +82,11 @@ def _summary(series: Series, critical_above: Float[Array, ""]) -> Series:
 
 
 class BatchSharpness(AbstractLook):
-    """The mean curvature of mini-batches along their own steps: `batch_sharpness` (arXiv 2412.20553).
+    """The mean curvature of mini-batches along their own steps, `batch_sharpness`.
 
     E[g^T K H K g / g^T K g] with the gradient g and the Hessian H of a mini-batch and the gain K of
-    the optimizer: 2 where steps of mini-batches neither gain nor lose on their own. The mean is
-    over `batches` of them.
+    the optimizer: 2 where steps neither gain nor lose on their own mini-batches (arXiv 2412.20553).
+    The mean is over `batches` of them.
     """
 
     minibatch: Minibatch

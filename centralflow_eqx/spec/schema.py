@@ -167,7 +167,7 @@ class Record(Section):
 
 
 class MinibatchOptions(Section):
-    """What the process discrete_minibatch sees of the data in a step, and central flows know of it."""
+    """What discrete_minibatch sees of the data in a step, and what central flows know of it."""
 
     size: Count = 0
     """Examples in a mini-batch. 0: not used."""
