@@ -16,7 +16,11 @@ from centralflow_eqx.engine.noise import BatchNoise
 from centralflow_eqx.engine.response import Rule, derive, relax
 from centralflow_eqx.engine.settings import Settings
 from centralflow_eqx.engine.symmetric import smat, svec
-from centralflow_eqx.errors import OptionError, UnsupportedRule
+from centralflow_eqx.errors import InputError, OptionError, UnsupportedRule
+from centralflow_eqx.experiment.build import build_task
+from centralflow_eqx.experiment.drive import chunks, drive
+from centralflow_eqx.experiment.kept import keep
+from centralflow_eqx.experiment.prepare import prepare
 from centralflow_eqx.experiment.simulate import simulate
 from centralflow_eqx.experiment.start import identity
 from centralflow_eqx.losses import MSE
@@ -24,6 +28,7 @@ from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.optimizers import GD, Adam, RMSProp
 from centralflow_eqx.optimizers._decay import DecoupledDecay
 from centralflow_eqx.processes import Minibatches
+from centralflow_eqx.spec import load_spec
 from centralflow_eqx.task import ExampleLosses, Minibatch, Task
 
 EULER = Settings(method="euler", critical_above=1.0, track_above=1.0)
@@ -248,9 +253,60 @@ def test_an_ensemble_beside_single_optimizers():
     alike = whole_batches.series["discrete"]
     np.testing.assert_allclose(series["ensemble_loss"], alike["train_loss"], rtol=1e-12)
     np.testing.assert_allclose(series["ensemble_loss_spread"], 0, atol=1e-14)
-    np.testing.assert_allclose(series["ensemble_eigenvalues"][0], alike["eigenvalues"][0], rtol=1e-6)
+    np.testing.assert_allclose(
+        series["ensemble_eigenvalues"][0], alike["eigenvalues"][0], rtol=1e-6
+    )
     assert series["ensemble_distance"] < 1e-12
     series = three.series["discrete_minibatch"]
     assert series["ensemble_loss_spread"] > 0
     assert series["ensemble_distance"] > 1e-3
     assert series["train_loss"] != series["ensemble_loss"]  # of the mean, and the mean of
+
+
+SPEC = """\
+name: noisy
+data: {type: moons, n: 24}
+model: {type: mlp, widths: [4], activation: tanh}
+loss: {type: mse}
+optimizer: {type: rmsprop, lr: 0.05, beta2: 0.9}
+processes: [central, discrete_minibatch]
+steps: 6
+warm_start: 30
+minibatch: {size: 6, noise: on, seeds: 2, sharpness_every: 2}
+"""
+
+
+def test_a_run_in_float32_goes_on_as_if_it_had_not_ended(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC)
+    spec = load_spec(path)
+    task = build_task(spec)
+    experiment, state = prepare(spec, task)
+    whole = list(drive(experiment, state, 6))
+    half = list(chunks(experiment, state, 3))[-1]
+    again = prepare(spec, task, kept=keep(half.state))
+    rest = list(drive(*again, 6))
+    assert [row.step for row in rest] == [3, 4, 5]
+    for a, b in zip(whole[3:], rest, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a.series, b.series)
+    series = whole[-1].series["central"]
+    assert np.isfinite(series["sharpness_gap"])
+    assert 0 < series["sharpness_gap"] < 1
+    assert "batch_sharpness" in whole[4].series["discrete_minibatch"]
+    assert "batch_sharpness" not in whole[5].series["discrete_minibatch"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("minibatch.size=0", "minibatch.size: the noise of mini-batches needs the number"),
+        ("minibatch.sample=1", "minibatch.sample: must be 0, or from 2 to"),
+        ("minibatch.sharpness_every=3", "minibatch.sharpness_every: must be a multiple"),
+        ("minibatch.noise=maybe", "minibatch.noise: must be"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, override, words):
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC)
+    with pytest.raises(InputError, match=words):
+        build_task(load_spec(path, [override, "record.every=2"]))
