@@ -110,3 +110,11 @@ def test_without_feedback_it_is_a_lyapunov_equation():
 def test_noise_of_curvature_that_no_margin_damps():
     problem = (np.array([[0.1]]), np.array([[1.0]]), np.array([[0.3]]), np.array([[1.2]]))
     assert not solve_all([problem])[1].any()
+
+
+def test_a_margin_above_one_damps_as_one():
+    # Driven beyond 2, where an oscillation of that margin would grow.
+    problem = (np.array([[2.5]]), np.array([[0.4]]), np.array([[0.3]]), np.array([[0.1]]))
+    found, well = solve_all([problem])
+    assert well.all()
+    np.testing.assert_allclose(found.X[0, 0, 0], 0.3 / (1 - 0.1), rtol=1e-10)

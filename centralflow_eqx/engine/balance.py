@@ -9,6 +9,10 @@ N being the covariance of n without an oscillation, and K[X] what an oscillation
 adds to it. This replaces <X, Z> = 0 of `complementarity`, whose solution is the limit of vanishing
 noise: N is what the parameter of the central path is in an interior-point method. So the path leads
 near to the solution, and Newton's method from there.
+
+A margin of 1 damps a deviation in one step. Where Z has larger eigenvalues, of directions that do
+not alternate any more, they count as 1 in the first equation: it would damp less again beyond, and
+have no solution from 2 on, which a step's extrapolation may reach.
 """
 
 from typing import NamedTuple
@@ -26,7 +30,7 @@ from .complementarity import (
     norm_or_one,
     solve_complementarity,
 )
-from .symmetric import decompose, smat, svec
+from .symmetric import decompose, smat, split, svec
 
 _NEWTON_STEPS = 60
 _LEAST_SHARE = 1e-6  # of |X| |Z|, that the noise has at least where residuals are measured
@@ -60,7 +64,7 @@ def solve_balance(
     tol: float = 1e-10,
     fallback: bool = True,
 ) -> ComplementarySolution:
-    """Find X > 0 with Z = alpha + beta[X] > 0 and Z X + X Z - Z X Z = N + K[X].
+    """Find X > 0 with Z = alpha + beta[X] > 0 and Z X + X Z - Z X Z = N + K[X], for Z <= 1.
 
     `alpha`, `beta` and `fallback` are those of `solve_complementarity`, which has the answer where
     there is no noise. The residual is that of the equation and of Z, relative to their largest
@@ -114,6 +118,11 @@ def _solve(equation: _Equation, tol: float) -> ComplementarySolution:
     )
 
 
+def at_most_one(Z: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """The symmetric matrix with eigenvalues above 1 replaced by 1."""
+    return Z - split(Z - jnp.eye(len(Z)))[0]
+
+
 def _defect(y: Float[Array, " q"], equation: _Equation) -> tuple[Float[Array, " q"], Array]:
     """By how much X and Z, the halves of `y`, miss the equations, NaN unless both are positive;
     and the residual."""
@@ -121,7 +130,8 @@ def _defect(y: Float[Array, " q"], equation: _Equation) -> tuple[Float[Array, " 
     x, z = jnp.split(y, 2)
     X, Z = smat(x, k), smat(z, k)
     driven = equation.n + equation.K @ x
-    damped = svec(Z @ X + X @ Z - equation.z * (Z @ X @ Z))
+    damping = at_most_one(equation.z * Z) / equation.z
+    damped = svec(damping @ X + X @ damping - equation.z * (damping @ X @ damping))
     image = problem.beta @ x
     misses = damped - driven, z - problem.alpha - image
     sizes = (

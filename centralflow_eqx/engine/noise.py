@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .balance import Noise, solve_balance
+from .balance import Noise, at_most_one, solve_balance
 from .complementarity import ComplementarySolution
 from .response import Response, State, Vector
 from .symmetric import pairs as pair_indices
@@ -184,7 +184,7 @@ def told(noise: Noise, solution: ComplementarySolution) -> dict[str, Array]:
 
     infinite where the denominator is not positive.
     """
-    X, Z = solution.X, solution.Z
+    X, Z = solution.X, at_most_one(solution.Z)
     added, size = smat(noise.K @ svec(X), len(X)), jnp.trace(X)
     per_variance = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), jnp.nan)
     variances = jnp.diagonal(X)
