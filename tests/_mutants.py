@@ -36,7 +36,8 @@ stop: {process: discrete, loss_below: 0.01, accuracy_above: 0.9, diverged_above:
 record: {every: 2, exact: true, weights_every: 4, coordinates: [0, 3], examples: [1, 2],
   preconditioners_every: 4, raw_spectra: false}
 memory: {microbatch: 4, hvp_chunk: 1, remat: true}
-minibatch: {size: 4}
+minibatch: {size: 4, draw: fresh, seeds: 2, sharpness_every: 2, noise: off, sample: 8,
+  critical_above: 1.0}
 devices: auto
 distributed: off
 output: {dir: results/here}

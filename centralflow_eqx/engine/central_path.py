@@ -28,6 +28,7 @@ _PATH_STEPS = 200
 _FASTEST = 1e-2  # the least ratio of successive eps
 _BACK_OFF = 0.95  # the share of the step to the boundary of the cone that is taken
 _LARGEST_TRACE = 1e8  # of a solution, in natural units: none below it is no solution
+_NEAR = 1.5  # how many times as far along the path counts as there
 _CLEARLY_NEGATIVE = 1e-7
 
 
@@ -104,6 +105,12 @@ class _Direction(eqx.Module):
     eps: Float[Array, ""]
 
 
+def _begin(problem: Problem) -> _PathPoint:
+    """The first point of the path, nearly."""
+    eye = jnp.eye(problem.k)
+    return _PathPoint(eye, np.sqrt(_PATH_START) * eye, jnp.asarray(_PATH_START))
+
+
 def _frame(point: _PathPoint) -> _Frame:
     U, scale, Vt = jnp.linalg.svd(point.S.T @ point.R)
     G, H = point.R @ Vt.T / jnp.sqrt(scale), point.S @ U / jnp.sqrt(scale)
@@ -112,13 +119,20 @@ def _frame(point: _PathPoint) -> _Frame:
     return _Frame(G, H, scale, E)
 
 
-def _direct(problem: Problem, point: _PathPoint, frame: _Frame, last: _Direction) -> _Direction:
-    """One Newton step towards the point of the path that `last` shows to be within reach.
+def _direct(
+    problem: Problem,
+    point: _PathPoint,
+    frame: _Frame,
+    last: _Direction,
+    least: Float[Array, ""] | float,
+) -> _Direction:
+    """One Newton step towards the point of the path that `last` shows to be within reach, but not
+    beyond `least`.
 
     `last` also supplies the second-order term of Mehrotra's corrector.
     """
     k, scale = problem.k, frame.scale
-    eps = point.eps * jnp.clip((1 - last.longest) ** 2, _FASTEST, 1.0)
+    eps = jnp.maximum(point.eps * jnp.clip((1 - last.longest) ** 2, _FASTEST, 1.0), least)
     x, z = svec(point.R @ point.R.T), svec(point.S @ point.S.T)
     excess = z - problem.alpha - problem.beta @ x - eps * x
     product = jnp.diag(eps - scale**2) - 0.5 * (last.dX @ last.dZ + last.dZ @ last.dX)
@@ -133,14 +147,16 @@ def _direct(problem: Problem, point: _PathPoint, frame: _Frame, last: _Direction
     return _Direction(step[0], step[1], longest, eps)
 
 
-def _follow(problem: Problem, point: _PathPoint) -> _PathPoint:
-    """One predictor-corrector step along the path."""
+def _follow(
+    problem: Problem, point: _PathPoint, least: Float[Array, ""] | float = 0.0
+) -> _PathPoint:
+    """One predictor-corrector step along the path, at most to its point `least`."""
     frame = _frame(point)
     zero, one = jnp.zeros_like(point.R), jnp.ones_like(point.eps)
     direction = jax.lax.fori_loop(
         0,
         2,
-        lambda _, last: _direct(problem, point, frame, last),
+        lambda _, last: _direct(problem, point, frame, last, least),
         _Direction(zero, zero, one, point.eps),
     )
     length = _BACK_OFF * direction.longest
@@ -148,6 +164,23 @@ def _follow(problem: Problem, point: _PathPoint) -> _PathPoint:
     R, S = (jnp.linalg.cholesky(middle + length * d) for d in (direction.dX, direction.dZ))
     eps = point.eps + length * (direction.eps - point.eps)
     return _PathPoint(frame.G @ R, frame.H @ S, eps)
+
+
+def point_on_path(
+    problem: Problem, eps: Float[Array, ""]
+) -> tuple[Float[Array, " p"], Float[Array, " p"], Int[Array, ""]]:
+    """X and Z near the point `eps` of the path, both positive definite, and the steps it took."""
+
+    def unfinished(carry):
+        point, steps = carry
+        return (point.eps > _NEAR * eps) & (steps < _PATH_STEPS)
+
+    def advance(carry):
+        point, steps = carry
+        return _follow(problem, point, eps), steps + 1
+
+    point, steps = jax.lax.while_loop(unfinished, advance, (_begin(problem), jnp.asarray(0)))
+    return svec(point.R @ point.R.T), svec(point.S @ point.S.T), steps
 
 
 def follow_path(
@@ -169,8 +202,6 @@ def follow_path(
         best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
         return point, best, iterations + 1, steps + 1
 
-    eye = jnp.eye(problem.k)
-    start = _PathPoint(eye, np.sqrt(_PATH_START) * eye, jnp.asarray(_PATH_START))
-    carry = (start, attempt, iterations, jnp.asarray(0))
+    carry = (_begin(problem), attempt, iterations, jnp.asarray(0))
     _, attempt, iterations, _ = jax.lax.while_loop(unfinished, advance, carry)
     return attempt, iterations

@@ -135,7 +135,7 @@ def _newton(problem: Problem, tol: float) -> tuple[Attempt, Int[Array, ""]]:
     return judge(problem, solution.aux), iterations
 
 
-def _unit(array: Array) -> Float[Array, ""]:
+def norm_or_one(array: Array) -> Float[Array, ""]:
     """The norm, by way of a power of two: squares of large and small numbers leave float64."""
     largest = jnp.max(jnp.abs(array))
     ordinary = (largest > 0) & jnp.isfinite(largest)
@@ -152,7 +152,7 @@ def violation(
     alpha: Float[Array, "k k"], beta: Float[Array, "p p"], X: Float[Array, "k k"]
 ) -> Float[Array, ""]:
     """How far `X` is from solving a problem: the residual of `solve_complementarity`."""
-    size, scale = _unit(alpha), _unit(beta)
+    size, scale = norm_or_one(alpha), norm_or_one(beta)
     problem = Problem(svec(alpha) / size, beta / scale, alpha.shape[-1])
     return judge(problem, svec(X) * scale / size).residual
 
@@ -196,14 +196,14 @@ def solve_complementarity(
             "solve_complementarity needs alpha of shape (k, k), k >= 1, and beta of shape (p, p), "
             f"p = k(k+1)/2; got {alpha.shape} and {beta.shape}"
         )
-    unit_alpha, unit_beta = _unit(alpha), _unit(beta)
+    unit_alpha, unit_beta = norm_or_one(alpha), norm_or_one(beta)
     problem = Problem(svec(alpha) / unit_alpha, beta / unit_beta, k)
     attempt, iterations = _newton(problem, tol)
     if fallback:
         attempt, iterations = follow_path(problem, attempt, iterations, tol)
     x = attempt.x * (unit_alpha / unit_beta)
     Z = alpha + smat(beta @ x, k)
-    size_x = _unit(attempt.x) * (unit_alpha / unit_beta)
+    size_x = norm_or_one(attempt.x) * (unit_alpha / unit_beta)
     size_x = jnp.where(jnp.any(attempt.x != 0), size_x, 1.0)
     held = _held(unit_alpha, unit_beta, size_x) & jnp.all(jnp.isfinite(Z))
     result = RESULTS.where(attempt.unsolvable, RESULTS.no_solution, RESULTS.stalled)

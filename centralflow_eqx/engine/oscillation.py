@@ -7,6 +7,7 @@ turns the conditions into a semidefinite complementarity problem.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -22,6 +23,7 @@ from .complementarity import (
     violation,
 )
 from .curvature import Eigenpairs, Loss, apply_columns, third_derivatives
+from .noise import BatchNoise, balanced, told, told_of_nothing
 from .response import Response, State, Vector
 from .settings import Resolved
 from .state_rate import AbstractStateRate
@@ -50,7 +52,8 @@ class Oscillation(eqx.Module):
     average of the state's update gains. `pull` has D3^T K D3 for the third derivatives
     D3 = D3[u_i, u_i]. `slack` is the largest excess of an eigenvalue over 2 that was left for the
     next substep, `by_state` the share of the stabilisation <X, beta[X]> that the optimizer's state
-    does by adapting; falling curvature does the rest. NaN where nothing oscillates.
+    does by adapting; falling curvature does the rest. NaN where nothing oscillates. `noise` has
+    what is recorded of mini-batch noise, nothing where there is none.
     """
 
     solution: ComplementarySolution
@@ -60,6 +63,7 @@ class Oscillation(eqx.Module):
     critical: Int[Array, ""]
     slack: Float[Array, ""]
     by_state: Float[Array, ""]
+    noise: dict[str, Float[Array, ""]] = eqx.field(default_factory=dict)
 
 
 class Modes(eqx.Module):
@@ -103,15 +107,18 @@ def oscillate(
     *,
     fallback: bool = True,
     held: bool = False,
+    noise: BatchNoise | None = None,
 ) -> Oscillation:
     """Solve for the oscillation at `point` over a substep.
 
     Eigenvalues may exceed 2 by up to `slack` where a flow started unstable. That excess shrinks at
     the rate of restoration, at most to nothing within the substep; any other ends at once.
     `held` asks for the oscillation that keeps critical eigenvalues where they are, whatever they
-    are. `fallback` is that of `solve_complementarity`.
+    are. `fallback` is that of `solve_complementarity`. With `noise` the oscillation is the one that
+    mini-batches drive (`balance`), and they have a share of their own in the state's averages.
     """
     pairs, dt = point.pairs, settings.dt
+    ambient = None if noise is None else noise.excess(response, point.post, point.grad, point.w)
     critical = count_critical(pairs, settings.critical_above)
     kept = 1 - jnp.minimum(1, settings.restoration * dt)
     left = pairs.theta - 2 if held else kept * jnp.clip(pairs.theta - 2, 0, slack)
@@ -120,11 +127,17 @@ def oscillate(
         third = weighted_thirds(loss, point, critical)
         change = gain_change(response, point)
         by_weights, by_state = margin_response(response, rate, point, change, third, critical, dt)
-        margin = _margin(response, rate, point, change, third, dt)
+        margin = _margin(response, rate, point, change, third, dt, ambient)
         alpha = margin + jnp.diag(left.astype(margin.dtype))
         alpha, beta = restrict(alpha, by_weights + by_state, jnp.arange(len(alpha)) < critical)
-        solution = solve(response, alpha, beta, fallback)
-        solution = nothing_to_solve(solution, alpha, point.w.dtype)
+        if noise is None:
+            solution = solve(response, alpha, beta, fallback)
+            solution, found = nothing_to_solve(solution, alpha, point.w.dtype), {}
+        else:
+            driven = noise.along(point.w, pairs.U, pairs.theta, critical)
+            beta = symmetrised(response, beta)
+            solution = balanced(driven, alpha, beta, critical, fallback=fallback)
+            found = told(driven, solution)
         X = svec(solution.X)
         # The gradient oscillates by H u = theta P u.
         excess = average_excess(response, point, pairs.theta * pairs.Y, solution.X, critical)
@@ -136,12 +149,21 @@ def oscillate(
             critical,
             jnp.max(left),
             (X @ by_state @ X) / (X @ beta @ X),
+            found,
         )
 
     def quiet() -> Oscillation:
-        return nothing(point.w, point.post, pairs.theta, left)
+        still = nothing(point.w, point.post, pairs.theta, left)
+        return still if noise is None else replace(still, noise=told_of_nothing(still.solution))
 
-    return jax.lax.cond(critical > 0, active, quiet)
+    return _amid(jax.lax.cond(critical > 0, active, quiet), ambient)
+
+
+def _amid(oscillation: Oscillation, ambient: State | None) -> Oscillation:
+    """The oscillation with what else adds to the average of the state's update."""
+    if ambient is None:
+        return oscillation
+    return replace(oscillation, excess=jax.tree.map(jnp.add, oscillation.excess, ambient))
 
 
 def solve(
@@ -156,10 +178,16 @@ def solve(
     symmetric = response.structure.gain in ("scalar", "diagonal")
     if symmetric and not response.structure.statistics:  # then beta is, wherever the flow stands
         return solve_complementarity(alpha, beta, fallback=fallback)
-    solved = (beta + beta.T) / 2 if symmetric else beta
+    solved = symmetrised(response, beta)
     solution = solve_complementarity(alpha, solved, fallback=fallback)
     residual = violation(alpha, beta, solution.X)
     return eqx.tree_at(lambda s: s.residual, solution, residual)
+
+
+def symmetrised(response: Response, beta: Float[Array, "p p"]) -> Float[Array, "p p"]:
+    """The part of beta that problems are solved with."""
+    symmetric = response.structure.gain in ("scalar", "diagonal")
+    return (beta + beta.T) / 2 if symmetric else beta
 
 
 def nothing_to_solve(
@@ -360,10 +388,14 @@ def _margin(
     change: MarginChange,
     third: Float[Array, "p d"],
     dt: Float[Array, ""],
+    ambient: State | None = None,
 ) -> Float[Array, "m m"]:
-    """The margin after `dt` if nothing oscillated."""
+    """The margin after `dt` if nothing oscillated; `ambient` is added to the average of F."""
     theta = point.pairs.theta
     dw, ds = rate.velocity(response, point.post, point.w, point.grad, dt)
+    if ambient is not None:
+        J = response.slopes(point.post, point.w)
+        ds = jax.tree.map(lambda x, j, a: x + rate.fraction(j, dt) * a, ds, J, ambient)
     drift = (change(dw, ds) - third @ dw).astype(jnp.float64)
     return jnp.diag(2 - theta.astype(jnp.float64)) + smat(drift, theta.size)
 

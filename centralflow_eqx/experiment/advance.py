@@ -194,10 +194,12 @@ def compare(
     names: tuple[str, ...],
     weights: dict[str, Array],
     views: dict[str, Rows],
+    optimizers: Float[Array, "rows d"] | Float[Array, "rows s d"] | None,
 ) -> tuple[dict[str, Array], dict[str, dict[str, Array]]]:
     """Distances between series and from the start, and the optimizer's share in predicted modes.
 
-    `names` are those of `weights`, in the order in which they are compared.
+    `names` are those of `weights`, in the order in which they are compared; `optimizers` the
+    weights of what the modes are predicted for, of several of which the mean counts.
     """
     apart = {
         f"distance/{a}-{b}": jnp.linalg.norm(weights[a] - weights[b], axis=1)
@@ -206,10 +208,14 @@ def compare(
     own = {
         name: {"distance_moved": jnp.linalg.norm(w - start, axis=1)} for name, w in weights.items()
     }
-    if "discrete" in weights:
+    if optimizers is not None:
         for name, view in views.items():
-            displaced = weights["discrete"] - weights[name]
-            own[name]["empirical_variances"] = _projected(view, displaced)
+            if optimizers.ndim == 2:
+                own[name]["empirical_variances"] = _projected(view, optimizers - weights[name])
+                continue
+            displaced = jnp.moveaxis(optimizers, 1, 0) - weights[name]
+            squares = jax.lax.map(lambda x, view=view: _projected(view, x), displaced)
+            own[name]["empirical_variances"] = jnp.mean(squares, 0)
     return apart, own
 
 
@@ -249,6 +255,7 @@ def advance(
         experiment.recorded,
         {name: track.weights for name, track in seen.items()},
         {name: track.views for name, track in seen.items() if track.views.oscillation is not None},
+        _optimizers(seen.get(experiment.counterpart)),
     )
     for name, track in seen.items():
         track.series |= own[name]
@@ -267,6 +274,13 @@ def advance(
         {name: m.unsolved for name, m in moved.items()},
     )
     return new, Records({name: track.record() for name, track in seen.items()}, apart), flags
+
+
+def _optimizers(seen: "_Seen | None") -> Array | None:
+    """The weights of an optimizer, or of all that are seen together."""
+    if seen is None:
+        return None
+    return seen.weights if seen.views.members is None else seen.views.members[0]
 
 
 def side_by_side(experiment: Experiment) -> ThreadPoolExecutor:
@@ -422,7 +436,7 @@ def _observation(setting: Setting, view: View, more: dict[str, Array]) -> Observ
     if swing is not None:
         gain = setting.response.gain(view.post, view.w)
         found = modes(swing.Y, apply_columns(gain, swing.Y), swing.theta, swing.X)
-    return Observation(view.w, view.post, series, found)
+    return Observation(view.w, view.post, series, found, view.members)
 
 
 def _row(rows: Rows, i: Array) -> Any:

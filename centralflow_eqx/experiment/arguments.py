@@ -17,7 +17,7 @@ from ..engine.state_rate import STATE_RATES
 from ..errors import OptionError, did_you_mean, running
 from ..optimizers import AbstractOptimizer, Optax
 from ..placement import to_host
-from ..processes import PROCESSES
+from ..processes import PROCESSES, Minibatch, Minibatches
 from ..task import AnyTask, Layout, check_function, flatten, identity
 
 _SIZES = ("float32", "float64")
@@ -151,6 +151,13 @@ def check_settings(settings: Settings, d: int) -> None:
         value = getattr(settings, name)
         if value is not None and not value > 0:
             raise ValueError(f"settings.{name} must be a number > 0, got {value!r}")
+
+
+def as_minibatches(minibatch: Minibatch | Minibatches | None) -> Minibatches:
+    """A mini-batch loss as what is known of its optimizers; raises `ValueError` for no number."""
+    found = minibatch if isinstance(minibatch, Minibatches) else Minibatches(minibatch)
+    check_count("minibatch.seeds", found.seeds, 1)
+    return found
 
 
 def check_count(name: str, value: Any, least: int) -> None:

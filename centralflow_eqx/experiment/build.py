@@ -219,6 +219,16 @@ def _misfits(spec: Spec, parts: Parts | Function) -> list[Problem]:
     if "discrete_minibatch" in spec.processes and not spec.minibatch.size:
         message = "the process discrete_minibatch needs the number of examples in a mini-batch"
         found.append(spec.problem("minibatch.size", message))
+    if spec.minibatch.noise == "on" and not spec.minibatch.size:
+        message = "the noise of mini-batches needs the number of examples in one"
+        found.append(spec.problem("minibatch.size", message))
+    if spec.minibatch.sample == 1 or spec.minibatch.sample > n:
+        got = spec.minibatch.sample
+        message = f"must be 0, or from 2 to {n}, the number of training examples, got {got}"
+        found.append(spec.problem("minibatch.sample", lacking or message))
+    if spec.minibatch.sharpness_every % record.every:
+        message = f"must be a multiple of record.every, {record.every}"
+        found.append(spec.problem("minibatch.sharpness_every", message))
     if spec.minibatch.size > n:
         message = f"must be <= {n}, the number of training examples, got {spec.minibatch.size}"
         found.append(spec.problem("minibatch.size", lacking or message))

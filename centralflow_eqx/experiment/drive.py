@@ -73,7 +73,7 @@ def chunks(
     pace, done, limit = _Pace(experiment.longest), int(state.step), None
     stubborn: tuple[str, ...] = ()
     running = {name for name in experiment.recorded if _runs(experiment, state, name)}
-    watch = EquilibriumWatch(int(experiment.every), state.averages)
+    watch = EquilibriumWatch(int(experiment.every), experiment.counterpart, state.averages)
     step_tol = float(experiment.setting.settings.step_tol)
     while done < steps and running:
         pause = pause_every - done % pause_every if pause_every else steps
@@ -87,7 +87,7 @@ def chunks(
             state, done, limit, stubborn = new, done + n, None, ()
             pace.took(n)
             halted = _halts(seen)
-            rows = list(_rows(records, seen, halted))
+            rows = list(_rows(records, seen, halted, experiment.counterpart))
             for row in rows:
                 watch(row.series)
                 _judge(row, step_tol)
@@ -169,8 +169,10 @@ def _judge(row: Row, step_tol: float) -> None:
         found["numerics"] = np.asarray(doubts(found, step_tol), np.int32)
 
 
-def _rows(records: Records, seen: Records, halts: dict[str, tuple[int, Halt]]) -> Iterator[Row]:
-    """The rows of an advance, in order."""
+def _rows(
+    records: Records, seen: Records, halts: dict[str, tuple[int, Halt]], counterpart: str
+) -> Iterator[Row]:
+    """The rows of an advance, in order; flows are compared with the series `counterpart`."""
     places: dict[int, dict[str, int]] = {}
     for name, track in seen.tracks.items():
         for row in range(int(track.count)):
@@ -181,7 +183,7 @@ def _rows(records: Records, seen: Records, halts: dict[str, tuple[int, Halt]]) -
     for step, at in sorted(places.items()):
         series = {name: _series(seen.tracks[name], row) for name, row in at.items()}
         for name, found in series.items():
-            if at[name] != at.get("discrete"):
+            if at[name] != at.get(counterpart):
                 found.pop("empirical_variances", None)
         yield Row(
             step,

@@ -40,14 +40,18 @@ class EquilibriumWatch:
     below it.
     """
 
-    def __init__(self, every: int, averages: Averages | None = None):
-        """`every` steps there is a row; `averages` are those over the rows before."""
+    def __init__(self, every: int, optimizer: str = "discrete", averages: Averages | None = None):
+        """`every` steps there is a row; `averages` are those over the rows before.
+
+        Flows are compared with the process `optimizer`.
+        """
+        self._optimizer = optimizer
         self._kept = math.exp(-every / WINDOW)
         self.averages = {} if averages is None else {k: np.asarray(v) for k, v in averages.items()}
 
     def __call__(self, series: Mapping[str, dict[str, Any]]) -> None:
         """Look at the series of a row's processes, and add to them."""
-        optimizer = series.get("discrete", {})
+        optimizer = series.get(self._optimizer, {})
         for name, found in series.items():
             if not {"empirical_variances", "sigma_eigenvalues", "untrusted"} <= found.keys():
                 continue

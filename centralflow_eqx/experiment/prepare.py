@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from ..engine.noise import BatchNoise
 from ..engine.settings import Settings
 from ..errors import OptionError, UnsupportedRule
+from ..processes import Minibatches
+from ..processes.minibatch_probes import BatchSharpness
 from ..processes.probes import AbstractProbe, Coordinates, Outputs, Preconditioners
 from ..spec import Spec
-from ..task import AnyTask, Examples, FunctionTask, Minibatch, Task
+from ..task import AnyTask, ExampleLosses, Examples, FunctionTask, Minibatch, Task
 from .build import fixed_chunk
 from .kept import Kept
 from .start import start
@@ -39,6 +42,10 @@ def build_settings(spec: Spec) -> Settings:
         rods=flow.rods,
         hvp_chunk=fixed_chunk(spec),
     )
+    if spec.minibatch.noise == "on":
+        above = spec.minibatch.critical_above
+        tracked = min(settings.track_above, above)
+        settings = replace(settings, critical_above=above, track_above=tracked)
     if spec.record.exact:
         settings = replace(settings, max_step=min(settings.longest, 1.0))
     return settings
@@ -58,7 +65,9 @@ def build_arguments(spec: Spec, task: AnyTask) -> dict[str, Any]:
         "evaluate": task.evaluate,
         "probes": build_probes(spec, task),
         "raw_spectra": spec.record.raw_spectra,
-        "minibatch": build_minibatch(spec, task),
+        "minibatch": Minibatches(
+            build_minibatch(spec, task), build_noise(spec, task), spec.minibatch.seeds
+        ),
         "diverged_above": spec.stop.diverged_above,
         "seed": spec.seed,
     }
@@ -68,7 +77,33 @@ def build_minibatch(spec: Spec, task: AnyTask) -> Minibatch | None:
     """The loss of the spec's mini-batches, if it has any."""
     if isinstance(task, FunctionTask) or not spec.minibatch.size:
         return None
-    return Minibatch(task, spec.minibatch.size)
+    return Minibatch(task, spec.minibatch.size, spec.minibatch.draw)
+
+
+def build_noise(spec: Spec, task: AnyTask) -> BatchNoise | None:
+    """What the spec's central flows know of mini-batches, None if they do without.
+
+    Raises `InputError` if the task's examples do not weigh alike.
+    """
+    options = spec.minibatch
+    if isinstance(task, FunctionTask) or options.noise == "off":
+        return None
+    number = task.train_number
+    rows = np.arange(number)
+    if options.sample:
+        rows = np.sort(np.random.default_rng(spec.seed).permutation(number)[: options.sample])
+    try:
+        losses = ExampleLosses(task)
+    except OptionError as error:
+        raise spec.error(f"minibatch.{error.option}", error.message) from None
+    return BatchNoise(
+        losses,
+        jnp.asarray(rows),
+        number,
+        options.size,
+        options.draw == "epochs",
+        spec.memory.microbatch,
+    )
 
 
 def prepare(
@@ -113,6 +148,11 @@ def build_probes(spec: Spec, task: AnyTask) -> list[AbstractProbe]:
     if record.preconditioners_every:
         every = record.preconditioners_every // record.every
         found.append(Preconditioners(indices=chosen, every=every))
+    minibatch = build_minibatch(spec, task)
+    if spec.minibatch.sharpness_every and minibatch is not None:
+        every = spec.minibatch.sharpness_every // record.every
+        batches = minibatch.task.train_number // minibatch.size
+        found.append(BatchSharpness(minibatch=minibatch, batches=batches, every=every))
     return found
 
 

@@ -10,7 +10,7 @@ from ..engine.curvature import Loss
 from ..engine.response import Vector
 from ..engine.settings import Settings
 from ..optimizers import AbstractOptimizer
-from ..processes import Minibatch
+from ..processes import Minibatch, Minibatches
 from ..processes.probes import AbstractProbe
 from ..record.row import Row
 from .arguments import check_count
@@ -33,7 +33,7 @@ def simulate(
     evaluate: Evaluate | None = None,
     probes: Sequence[AbstractProbe] = (),
     raw_spectra: bool = True,
-    minibatch: Minibatch | None = None,
+    minibatch: Minibatch | Minibatches | None = None,
     diverged_above: float | None = None,
     seed: int = 0,
     notify: Notify = lambda _: None,

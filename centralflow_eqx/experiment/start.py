@@ -28,16 +28,19 @@ from ..processes import (
     AbstractObserver,
     AbstractProcess,
     Minibatch,
+    Minibatches,
     Setting,
     Sight,
     has_raw_spectrum,
     is_judged,
 )
+from ..processes.minibatch_probes import Ensemble
 from ..processes.probes import AbstractProbe
 from ..task import identity
 from . import advance as programs
 from .advance import side_by_side
 from .arguments import (
+    as_minibatches,
     check_count,
     check_problem,
     check_processes,
@@ -117,7 +120,7 @@ def start(
     evaluate: Evaluate | None = None,
     probes: Sequence[AbstractProbe] = (),
     raw_spectra: bool = True,
-    minibatch: Minibatch | None = None,
+    minibatch: Minibatch | Minibatches | None = None,
     diverged_above: float | None = None,
     seed: int = 0,
     kept: Kept | None = None,
@@ -138,8 +141,10 @@ def start(
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     notify("deriving the optimizer's response")
     response, w, s, value = respond(loss, optimizer, unravel, w, warm_start, rule_key)
-    setting = _setting(loss, response, settings, w, minibatch, placement)
+    batches = as_minibatches(minibatch)
+    setting = _setting(loss, response, settings, w, batches, placement)
     members = _members(setting, processes)
+    probes = (*probes, *(Ensemble(seeds=n) for n in [setting.seeds] if n > 1))
     for why in filter(None, (probe.refusal(setting) for probe in probes)):
         raise UnsupportedRule(why)
     room = min(w.size, max(_ROOM, 1 << (settings.initial + _SPARE - 1).bit_length()))
@@ -170,7 +175,7 @@ def _setting(
     response: Response,
     settings: Settings,
     w: Vector,
-    minibatch: Minibatch | None,
+    batches: Minibatches,
     placement: Placement | None,
 ) -> Setting:
     """What processes share, with what the rule and the devices have to say of the settings."""
@@ -180,8 +185,18 @@ def _setting(
     if placement is not None and placement.count > 1 and not settings.hvp_chunk:
         # Where vectors are split, a product needs the whole of its own.
         settings = replace(settings, hvp_chunk=_ALL if placement.parts == 1 else 1)
-    resolved = settings.resolved(w.dtype, rate.restoration)
-    return Setting(loss, response, rate, resolved, minibatch, placement)
+    if batches.noise is not None:  # whose margins steps of second order do not know how to keep
+        settings = replace(settings, method="euler")
+    return Setting(
+        loss,
+        response,
+        rate,
+        settings.resolved(w.dtype, rate.restoration),
+        batches.loss,
+        batches.noise,
+        batches.seeds,
+        placement,
+    )
 
 
 def _loss_limit(first: Float[Array, ""], times: float | None) -> Float[Array, ""]:

@@ -39,6 +39,11 @@ class Experiment(eqx.Module):
     rows: int = eqx.field(static=True)
 
     @property
+    def counterpart(self) -> str:
+        """The series of the optimizer that flows predict."""
+        return "discrete" if self.setting.noise is None else "discrete_minibatch"
+
+    @property
     def longest(self) -> int:
         """Steps that an advance may take: all their rows have room, and one where it stops."""
         return (self.rows - 1) * int(self.every)

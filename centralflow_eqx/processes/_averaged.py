@@ -6,7 +6,15 @@ from jaxtyping import PRNGKeyArray
 from ..engine.curvature import Eigenpairs
 from ..engine.response import State, Vector
 from . import _first_order, _second_order
-from ._base import AbstractProcess, Setting, Verdict, View, flow_refusal, widen_pairs
+from ._base import (
+    AbstractProcess,
+    Setting,
+    Verdict,
+    View,
+    flow_refusal,
+    noise_refusal,
+    widen_pairs,
+)
 
 AveragedState = _first_order.EulerState | _second_order.SecondOrderState
 
@@ -25,7 +33,7 @@ class AbstractAveragedFlow(AbstractProcess):
     penalised: eqx.AbstractClassVar[bool]
 
     def refusal(self) -> str:
-        return flow_refusal(self.setting)
+        return flow_refusal(self.setting) or noise_refusal(self.setting)
 
     def init(self, w: Vector, s: State, pairs: Eigenpairs, key: PRNGKeyArray) -> AveragedState:
         method = _first_order if self._is_euler else _second_order

@@ -16,6 +16,7 @@ from ..engine.curvature import (
     local_model,
     widen,
 )
+from ..engine.noise import BatchNoise
 from ..engine.oscillation import Modes
 from ..engine.response import Response, State, Vector
 from ..engine.settings import Resolved
@@ -25,6 +26,15 @@ from ..placement import Placement
 T = TypeVar("T")
 Minibatch = Callable[[Vector, Int[Array, ""], PRNGKeyArray], Float[Array, ""]]
 """The loss of the mini-batch that a step takes, from weights, the number of the step and a key."""
+
+
+class Minibatches(eqx.Module):
+    """What is done with mini-batches: the `loss` that `discrete_minibatch` descends, by so many
+    `seeds` side by side, and the `noise` that central flows know of, if they do."""
+
+    loss: Minibatch | None
+    noise: BatchNoise | None = None
+    seeds: int = eqx.field(static=True, default=1)
 
 
 class STOP(eqx.Enumeration):
@@ -49,8 +59,9 @@ def failed(stop: STOP) -> Bool[Array, ""]:
 class Setting(eqx.Module):
     """What processes share: the loss, the optimizer's derived response and the settings.
 
-    `minibatch` is the loss whose gradients a mini-batch optimizer takes, `placement` the devices
-    that share the work, None for the one that JAX chose itself.
+    `minibatch` is the loss whose gradients a mini-batch optimizer takes, of which `seeds` run side
+    by side, and `noise` what central flows know of them, None where they do without. `placement`
+    are the devices that share the work, None for the one that JAX chose itself.
     """
 
     loss: Loss
@@ -58,6 +69,8 @@ class Setting(eqx.Module):
     rate: AbstractStateRate
     settings: Resolved
     minibatch: Minibatch | None = None
+    noise: BatchNoise | None = None
+    seeds: int = eqx.field(static=True, default=1)
     placement: Placement | None = eqx.field(static=True, default=None)
 
     def lay(self, tree: T, like: Vector) -> T:
@@ -86,7 +99,8 @@ class View(eqx.Module):
 
     `post` is the post-update state at the weights `w`; `series` are small arrays for the record,
     among them what the step cost, and a `train_loss` that shows divergence. `middle` is the
-    midpoint of an optimizer's iterates around `w`.
+    midpoint of an optimizer's iterates around `w`, and `members` are weights and states of several
+    optimizers of which `w` and `post` are means.
     """
 
     w: Vector
@@ -94,6 +108,7 @@ class View(eqx.Module):
     series: dict[str, Array]
     middle: Vector | None = None
     oscillation: "Swing | None" = None
+    members: tuple[Float[Array, "s d"], State] | None = None
 
 
 class Swing(eqx.Module):
@@ -121,13 +136,14 @@ class Observation(eqx.Module):
     """What is known of a process at a recorded step.
 
     `post` is the post-update state at the weights, `series` are the small arrays that a run
-    records, `oscillation` is that of a flow that predicts one.
+    records, `oscillation` is that of a flow that predicts one, and `members` are those of a view.
     """
 
     weights: Vector
     post: State
     series: dict[str, Array]
     oscillation: Modes | None = None
+    members: tuple[Float[Array, "s d"], State] | None = None
 
 
 def flow_refusal(setting: Setting) -> str:
@@ -141,6 +157,22 @@ def flow_refusal(setting: Setting) -> str:
             "for an optimizer with momentum; use 'exponential'"
         )
     return ""
+
+
+def noise_refusal(setting: Setting) -> str:
+    """Why central flows of the setting's rule know no mini-batch noise, empty if they do."""
+    structure = setting.response.structure
+    if setting.noise is None:
+        return ""
+    if structure.momentum:
+        why = "momentum carries the noise of a mini-batch into the steps after it"
+    elif structure.decay != "none":
+        why = "weight decay damps what the noise drives"
+    elif structure.maxima:
+        why = "the average of a running maximum is not the maximum of averages"
+    else:
+        return ""
+    return f"with `minibatch.noise` {why}, which is not part of the theory: run without noise"
 
 
 class AbstractProcess(eqx.Module):

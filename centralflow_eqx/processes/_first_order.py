@@ -169,7 +169,16 @@ def _substep(
     critical = leading(pairs, critical_room(pairs))
     point = Point(w, post, model.grad, gain, critical)
     slack = jnp.where(known(state.pairs, critical), state.slack, jnp.inf)
-    oscillation = oscillate(setting.loss, response, rate, point, settings, slack, fallback=thorough)
+    oscillation = oscillate(
+        setting.loss,
+        response,
+        rate,
+        point,
+        settings,
+        slack,
+        fallback=thorough,
+        noise=setting.noise,
+    )
     penalty = oscillation.penalty if penalised else jnp.zeros_like(w)
     gradients = (model.grad, model.grad + penalty)
     w_new, s_new = rate.substep(response, state.s, w, gradients, oscillation.excess, settings.dt)
@@ -238,6 +247,7 @@ def view_of(setting: Setting, moment: Moment) -> View:
         "trust_cubic": _cubic(pairs, oscillation),
         "stabilised_by_state": oscillation.by_state,
     }
+    series |= oscillation.noise
     X = oscillation.solution.X
     swing = Swing(pairs.Y, pairs.theta, X, grad, oscillation.critical)
     return View(w, post, series, None, swing)

@@ -8,6 +8,8 @@ from ._base import Setting, View
 
 DOUBTFUL = 0.3
 """Neglected shares above this make a row untrusted."""
+NOT_GAUSSIAN = 1.0
+"""So does twice a Gaussian's kurtosis."""
 
 
 def is_judged(view: View) -> bool:
@@ -23,7 +25,8 @@ def diagnose(setting: Setting, view: View) -> dict[str, Array]:
     `trust_quartic` the neglected quartic share of the averaged loss,
     X_ii |D4[u_i, u_i, u_i, u_i]| / (12 theta_i); `trust_response` the share of the optimizer's
     step that is not linear in a gradient as large as it gets (clipping that has become active).
-    Above 0.3 in any, or with unconverged eigenpairs, the row is flagged `untrusted`.
+    With mini-batch noise an `excess_kurtosis` above 1 says that the oscillation is not Gaussian.
+    Above 0.3 in any other, or with unconverged eigenpairs, the row is flagged `untrusted`.
     """
     swing = view.oscillation
     assert swing is not None
@@ -38,6 +41,8 @@ def diagnose(setting: Setting, view: View) -> dict[str, Array]:
     cubic = view.series["trust_cubic"]
     # What is not tracked is NaN, and not doubtful.
     small = ~jnp.any(cubic > DOUBTFUL) & ~jnp.any(quartic > DOUBTFUL) & (nonlinearity <= DOUBTFUL)
+    if "excess_kurtosis" in view.series:
+        small &= ~(view.series["excess_kurtosis"] > NOT_GAUSSIAN)
     return {
         "trust_quartic": jnp.where(jnp.isnan(cubic), jnp.nan, quartic),
         "trust_response": nonlinearity,

@@ -12,7 +12,8 @@ class Central(AbstractAveragedFlow):
     """The optimizer's central flow, explicit Euler in substeps of an optimizer step.
 
     The oscillation adds grad <H, Sigma> / 2 to the mean gradient and its own share to the averages
-    in the optimizer's state (arXiv 2410.24206).
+    in the optimizer's state (arXiv 2410.24206). In a setting with noise it is the oscillation that
+    mini-batches drive.
     """
 
     setting: Setting

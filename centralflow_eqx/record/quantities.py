@@ -81,6 +81,39 @@ QUANTITIES = {
     "stabilised_by_state": Quantity(
         "1", "share of the stabilisation by the optimizer's state, the rest is falling curvature"
     ),
+    "sharpness_gap": Quantity(
+        "1", "how far below 2 the effective eigenvalue is, on average over the oscillation"
+    ),
+    "gradient_noise": Quantity(
+        "loss", "variance of mini-batch gradients along what oscillates, in the P metric"
+    ),
+    "curvature_noise": Quantity(
+        "1", "variance of mini-batch curvatures along what oscillates, of effective eigenvalues"
+    ),
+    "excess_kurtosis": Quantity(
+        "1", "kurtosis of the oscillation beyond a Gaussian's, relative to that, as predicted"
+    ),
+    "batch_sharpness": Quantity(
+        "1", "mean effective curvature of mini-batches along their own steps (critical value 2)"
+    ),
+    "ensemble_loss": Quantity("loss", "mean training loss of the optimizers side by side"),
+    "ensemble_loss_spread": Quantity("loss", "standard deviation of their training losses"),
+    "ensemble_grad_norm_sq": Quantity(
+        "loss^2/weight^2", "mean squared norm of the training gradient of the optimizers"
+    ),
+    "ensemble_eigenvalues": Quantity(
+        "1", "mean effective eigenvalues of the optimizers (critical value 2)"
+    ),
+    "ensemble_eigenvalues_spread": Quantity("1", "standard deviation of effective eigenvalues"),
+    "ensemble_variances": Quantity(
+        "loss", "mean squared displacement of the optimizers from their mean, along eigenvectors"
+    ),
+    "ensemble_gap": Quantity(
+        "1", "how far below 2 the optimizers' effective eigenvalues are, weighted by displacement"
+    ),
+    "ensemble_distance": Quantity(
+        "weight", "root mean squared distance of optimizers from their mean"
+    ),
     "rod_lengths": Quantity("weight", "half the length of each rod"),
     "rod_eigenvalues": Quantity("1", "effective eigenvalue along each rod (critical value 2)"),
     "rod_residuals": Quantity("1", "how far each rod is from an eigenvector, relative to it"),

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ..record.reader import Run
+from ._noise import knows_noise
 from ._smooth import trend
 
 EDGE_ROWS = 10
@@ -57,10 +58,13 @@ def find_edge(
 
 
 def edges(run: Run) -> Iterator[Edge]:
-    """The edge of the flows that stay there, the midpoints and the discrete run, where present."""
+    """The edge of the flows that stay there, the midpoints and the discrete run, where present.
+
+    Flows that know the noise of mini-batches stay below it.
+    """
     for process in ("central", "stationary", "midpoint", "discrete"):
         values = run.get(process, "eigenvalues")
-        if values is not None:
+        if values is not None and not knows_noise(run, process):
             above = OSCILLATING_WIDTH if process in ("midpoint", "discrete") else LOCK_WIDTH
             yield find_edge(process, run.steps, values[:, 0], above)
 

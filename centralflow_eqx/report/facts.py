@@ -15,6 +15,8 @@ from ._edge import (
     first_oscillating_row,
     oscillating,
 )
+from ._noise import Gap, find_gap, knows_noise
+from ._noise import measured as measured_for
 from ._smooth import ranges, smooth
 
 
@@ -70,7 +72,8 @@ class Late:
 
 @dataclass(frozen=True)
 class Closeness:
-    """How close the central flow stayed to `reference` (the midpoints or the discrete run).
+    """How close the central flow stayed to `reference` (the midpoints or the discrete run, or with
+    noise the mini-batch run).
 
     Distances at `step`, the last one that every compared process has. NaN if unknown.
     """
@@ -182,6 +185,7 @@ class Facts:
     errors: tuple[Error, ...]
     late: Late | None
     closeness: Closeness | None
+    gap: Gap | None
     ablation: Ablation | None
     adaptation: Adaptation | None
     trust: Trust
@@ -217,6 +221,7 @@ def gather(run: Run) -> Facts:
         errors=tuple(_errors(run)),
         late=_late(run),
         closeness=_closeness(run),
+        gap=find_gap(run),
         ablation=_ablation(run),
         adaptation=_adaptation(run),
         trust=_trust(run),
@@ -239,7 +244,10 @@ def _errors(run: Run) -> Iterator[Error]:
     first = first_oscillating_row(run) or 0
     for flow in run.flows():
         for judged in _JUDGED:
-            measured = run.get(judged.measured_by or flow, judged.quantity)
+            if judged.measured_by is None:
+                measured = run.get(flow, judged.quantity)
+            else:
+                measured = measured_for(run, flow, judged.quantity)
             predicted = run.get(flow, judged.predicted)
             own = None if judged.own is None else run.get(flow, judged.own)
             if measured is None or predicted is None:
@@ -316,7 +324,8 @@ def _late(run: Run) -> Late | None:
 
 
 def _closeness(run: Run) -> Closeness | None:
-    for reference in ("midpoint", "discrete"):
+    noisy = knows_noise(run, "central")
+    for reference in ("discrete_minibatch",) if noisy else ("midpoint", "discrete"):
         distance = run.distance("central", reference)
         if distance is not None and np.isfinite(distance).any():
             break

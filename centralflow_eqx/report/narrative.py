@@ -6,6 +6,7 @@ import numpy as np
 
 from ..record.reader import FLOWS
 from ._edge import EDGE_ROWS, LOCK_WIDTH, OSCILLATES_ABOVE, OSCILLATING_WIDTH, Edge
+from ._noise import Gap
 from .facts import Ablation, Adaptation, Closeness, Error, Facts, Late
 
 _TRUST_LIMIT = 0.3
@@ -96,8 +97,20 @@ def _quality(facts: Facts) -> Iterator[str]:
             )
     if facts.closeness is not None:
         yield from _about_distances(facts.closeness)
+    if facts.gap is not None:
+        yield _about_gap(facts.gap)
     if not facts.errors and facts.closeness is None:
         yield "There is nothing to compare: that takes a discrete run and a central flow."
+
+
+def _about_gap(gap: Gap) -> str:
+    told = ""
+    if np.isfinite(gap.measured):
+        told = f"; that of the mini-batch run is {gap.measured:.3g} below"
+    return (
+        f"The noise of mini-batches keeps the effective eigenvalue of the {_called(gap.flow)} "
+        f"{gap.predicted:.3g} below 2, on average over the oscillation's variance{told}."
+    )
 
 
 def _about_error(error: Error) -> str:
@@ -152,7 +165,11 @@ def _about_adaptation(adaptation: Adaptation) -> Iterator[str]:
 
 
 def _about_distances(close: Closeness) -> Iterator[str]:
-    reference = {"midpoint": "the discrete run's midpoints", "discrete": "the discrete run"}
+    reference = {
+        "midpoint": "the discrete run's midpoints",
+        "discrete": "the discrete run",
+        "discrete_minibatch": "the mini-batch run",
+    }
     moved = ""
     if close.moved > 0:
         moved = f", {percent(close.distance / close.moved)} of the {close.moved:.4g} it had moved"

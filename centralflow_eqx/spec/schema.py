@@ -169,10 +169,26 @@ class Record(Section):
 
 
 class MinibatchOptions(Section):
-    """What the process discrete_minibatch sees of the data in a step."""
+    """What discrete_minibatch sees of the data in a step, and what central flows know of it."""
 
     size: Count = 0
-    """Examples in a mini-batch; every example comes once in an epoch. 0: not used."""
+    """Examples in a mini-batch. 0: not used."""
+    draw: Literal["epochs", "fresh"] = "epochs"
+    """Whether an epoch has every example once, or every mini-batch is drawn from all of them."""
+    seeds: AtLeastOne = 1
+    """Optimizers that run side by side in discrete_minibatch, each with mini-batches of its own:
+    more than one are recorded by mean and spread."""
+    sharpness_every: Count = 0
+    """Steps between measurements of batch sharpness, the mean curvature of an epoch's mini-batches
+    along their own steps, a multiple of `record.every`; 0: never."""
+    noise: Literal["off", "on"] = "off"
+    """Central flows know the noise of mini-batches of this size; they step by Euler's method."""
+    sample: Count = 0
+    """Examples from which that noise is estimated; 0: all, for as much as a gradient of all for
+    each direction and twice for each pair of them, and for statistics the gradient of each."""
+    critical_above: Annotated[float, Gt(0), Le(2)] = 1.0
+    """With noise, eigenvalues above this oscillate, in place of `flow.critical_above`; what noise
+    does along the others is left out."""
 
 
 class Memory(Section):

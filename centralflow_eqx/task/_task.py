@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ..data import Dataset, checked_dataset
+from ..errors import OptionError
 from ..losses import AbstractLoss, Labels, Targets, counted
 from ..placement import Placement, to_host
 from ..precision import engage
@@ -351,24 +352,51 @@ def identity(w: Float[Array, " d"]) -> Float[Array, " d"]:
     return w
 
 
-class Minibatch(eqx.Module):
-    """The loss of `size` training examples, drawn anew in every epoch without repetition.
+Draw = Literal["epochs", "fresh"]
 
-    An epoch has as many whole mini-batches as there are; what is left over is not used in it.
+
+class Minibatch(eqx.Module):
+    """The loss of `size` training examples, drawn without repetition.
+
+    With `draw` "epochs" an epoch has every example once; it has as many whole mini-batches as there
+    are, and what is left over is not used in it. With "fresh" every mini-batch is drawn from all.
     """
 
     task: Task
     size: int = eqx.field(static=True)
+    draw: Draw = eqx.field(static=True, default="epochs")
 
     def __call__(
         self, weights: Float[Array, " d"], step: Int[Array, ""], key: PRNGKeyArray
     ) -> Float[Array, ""]:
         inputs, answers = self.task.train_inputs, self.task.train_answers
         number = self.task.train_number
-        per_epoch = number // self.size
+        per_epoch = number // self.size if self.draw == "epochs" else 1
         order = jr.permutation(jr.fold_in(key, step // per_epoch), number)
         rows = jax.lax.dynamic_slice(order, (step % per_epoch * self.size,), (self.size,))
         return self.task.loss(self.task.predict(weights, inputs[rows]), answers[rows])
+
+
+class ExampleLosses(eqx.Module):
+    """The loss of each of some training examples; over all of them the mean is the training loss.
+
+    Raises `OptionError` for the option `noise` if examples have different numbers of answers that
+    count: then mini-batches of a size do not weigh examples alike.
+    """
+
+    task: Task
+
+    def __check_init__(self) -> None:
+        answers = self.task.train_answers[: self.task.train_number]
+        counts = counted(answers).reshape(len(answers), -1).sum(axis=1)
+        least, most = int(counts.min()), int(counts.max())
+        if least < most:
+            wanted = "every training example must have as many answers that count as the others"
+            raise OptionError("noise", f"{wanted}, got {least} to {most}: run without noise")
+
+    def __call__(self, weights: Float[Array, " d"], rows: Int[Array, " b"]) -> Float[Array, " b"]:
+        inputs, answers = self.task.train_inputs[rows], self.task.train_answers[rows]
+        return jax.vmap(self.task.loss)(self.task.predict(weights, inputs), answers)
 
 
 class Examples(eqx.Module):
