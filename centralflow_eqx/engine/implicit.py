@@ -1,13 +1,13 @@
 """Solutions as functions of the problem, by the implicit function theorem.
 
-No solver is differentiated. Where x solves F(x, p) = 0, its derivative is -F_x^{-1} F_p, and that is
-the derivative of
+No solver is differentiated. Where x solves F(x, p) = 0, its derivative is -F_x^{-1} F_p, and that
+is the derivative of
 
     x - F_x^{-1} F(x, p)
 
-too if x and F_x are held fixed: one step of Newton's method from the solution, which leaves it where
-it is up to what the solver was off by, squared. Forward and reverse mode both work; only the first
-derivative is right.
+too if x and F_x are held fixed: one step of Newton's method from the solution, which leaves it
+where it is up to what the solver was off by, squared. Forward and reverse mode both work; only the
+first derivative is right.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,9 @@ from ._base import (
     View,
     capacity,
     failed,
+    flow_refusal,
 )
+from ._differentiable import End, run_differentiably
 from ._registry import PROCESSES
 from ._spectra import Sight, has_raw_spectrum, look
 from ._trust import diagnose, is_judged
@@ -36,6 +38,7 @@ __all__ = [
     "Discrete",
     "DiscreteMinibatch",
     "Edge",
+    "End",
     "Midpoint",
     "Minibatch",
     "Observation",
@@ -50,7 +53,9 @@ __all__ = [
     "capacity",
     "diagnose",
     "failed",
+    "flow_refusal",
     "has_raw_spectrum",
     "is_judged",
     "look",
+    "run_differentiably",
 ]

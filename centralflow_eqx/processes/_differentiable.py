@@ -1,7 +1,7 @@
 """The central flow by Euler's method as a differentiable function of its beginning and its rule.
 
-The steps are those of `_first_order`. What they solve for is differentiated by the implicit function
-theorem, and what belongs to eigenvectors is written for any basis of the critical space.
+The steps are those of `_first_order`. What they solve for is differentiated by the implicit
+function theorem, and what belongs to eigenvectors is written for any basis of the critical space.
 """
 
 from typing import NamedTuple
@@ -63,7 +63,9 @@ class _Effect(NamedTuple):
     solved: Bool[Array, ""]
 
 
-def run(setting: Setting, w: Vector, s: State, steps: int, substeps: int, room: int) -> End:
+def run_differentiably(
+    setting: Setting, w: Vector, s: State, steps: int, substeps: int, room: int
+) -> End:
     """The central flow's end, `steps` optimizer steps from `w` and the optimizer's own state `s`.
 
     `substeps` are those of `setting`, and `room` is for eigenpairs.
@@ -83,9 +85,7 @@ def run(setting: Setting, w: Vector, s: State, steps: int, substeps: int, room: 
     return checkpointed_scan(substep, (state, end), steps * substeps + 1)[1]
 
 
-def _substep(
-    setting: Setting, state: EulerState, first: Bool[Array, ""]
-) -> tuple[EulerState, End]:
+def _substep(setting: Setting, state: EulerState, first: Bool[Array, ""]) -> tuple[EulerState, End]:
     """A substep further, and the end that it would be to stop where it begins."""
     w, response, rate = state.w, setting.response, setting.rate
     dt = setting.settings.dt
@@ -143,7 +143,7 @@ def _oscillate(
     left = shrink * _up_to(over, slack.astype(over.dtype))
     alpha, beta = restrict(left - over + smat(drift, k), by_weights + by_state, kept)
     beta = solvable(response, beta)
-    solution = solve(response, *held((alpha, beta)), fallback=True)
+    solution = solve(response, *held((alpha, beta)), fallback=False)
     solution = held(nothing_to_solve(solution, alpha, point.w.dtype))
     X = covariance(alpha, beta, solution).astype(third.dtype)
     return _Effect(
@@ -171,9 +171,7 @@ def _weighted_thirds(loss: Loss, point: Point, number: Int[Array, ""]) -> Float[
     return jax.lax.map(if_counted, jnp.arange(len(rows)))
 
 
-def _excess(
-    setting: Setting, point: Point, space: Eigenspace, X: Float[Array, "k k"]
-) -> State:
+def _excess(setting: Setting, point: Point, space: Eigenspace, X: Float[Array, "k k"]) -> State:
     """`average_excess` as a sum over directions u_i with sum_j X_ij u_j, which needs no modes."""
     response = setting.response
     if not response.structure.statistics:
