@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import optax
 from annotated_types import Ge, Gt
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 from pydantic import Discriminator, Tag, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
@@ -122,7 +123,7 @@ def as_schedule(value: Any) -> Schedule:
     if isinstance(value, Schedule):
         return value
     if isinstance(value, jax.Array) and value.ndim == 0:
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             return Schedule(value)
         value = float(value)
     if isinstance(value, numbers.Real) and not isinstance(value, bool):

@@ -97,10 +97,9 @@ def _substep(setting: Setting, state: EulerState, first: Bool[Array, ""]) -> tup
     slack = jnp.where(known(held(state.pairs), critical), state.slack, jnp.inf)
     point = Point(w, post, grad, response.gain(post, w), critical)
 
-    def quiet(*_: Array) -> _Effect:
-        none = jnp.zeros_like(loss)
-        still = jax.tree.map(jnp.zeros_like, (w, post))
-        return _Effect(*still, none, none, jnp.ones((), bool))
+    def quiet(point: Point, _: Float[Array, " k"]) -> _Effect:
+        none, excess = jnp.zeros_like(loss), jax.tree.map(jnp.zeros_like, point.post)
+        return _Effect(jnp.zeros_like(w), excess, none, none, jnp.ones((), bool))
 
     def active(point: Point, slack: Float[Array, " k"]) -> _Effect:
         return _oscillate(setting, point, number, slack)
