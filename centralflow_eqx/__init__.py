@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .errors import InputError, NumericalStop, UnsupportedRule
     from .experiment.advance import advance
     from .experiment.drive import drive
+    from .experiment.sensitivity import DifferentiableFlow, differentiable_flow
     from .experiment.simulate import simulate
     from .experiment.start import start
     from .experiment.state import Experiment, RunState
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "AbstractOptimizer": "optimizers",
+    "DifferentiableFlow": "experiment.sensitivity",
     "Experiment": "experiment.state",
     "InputError": "errors",
     "Measurement": "monitor",
@@ -48,6 +50,7 @@ _PLACES = {
     "UnsupportedRule": "errors",
     "advance": "experiment.advance",
     "collect": "record.arrays",
+    "differentiable_flow": "experiment.sensitivity",
     "drive": "experiment.drive",
     "load_spec": "spec",
     "make_task": "task",
@@ -67,6 +70,7 @@ _MODULES = {
 
 __all__ = [
     "AbstractOptimizer",
+    "DifferentiableFlow",
     "Experiment",
     "InputError",
     "Measurement",
@@ -81,6 +85,7 @@ __all__ = [
     "advance",
     "collect",
     "data",
+    "differentiable_flow",
     "drive",
     "load_spec",
     "losses",

@@ -17,6 +17,7 @@ _OWN_CHECKS = (
     "optimizers.optax_rule",
     "experiment.progress",
     "experiment.arguments",
+    "experiment.sensitivity",
     "experiment.simulate",
     "experiment.start",
 )

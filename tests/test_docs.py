@@ -83,6 +83,18 @@ def test_python_blocks_run(path, capsys, figures, monkeypatch):
     assert min(abs(number - 2) for number in printed) < 1e-3  # an eigenvalue is locked
 
 
+@pytest.mark.slow
+def test_the_page_on_derivatives_tunes_a_schedule(capsys):
+    names = {}
+    for block in blocks(ROOT / "docs" / "sensitivity.md", "python"):
+        exec(compile(block, "sensitivity.md", "exec"), names)
+    *predicted, before, after = re.findall(
+        r"(\d\.\d+) (?:predicted|is the)", capsys.readouterr().out
+    )
+    assert float(predicted[-1]) < 0.6 * float(predicted[0])
+    assert float(after) < 0.6 * float(before)
+
+
 def test_the_page_on_ones_own_problem_runs(tmp_path, monkeypatch):
     """Its classes and its function, in one module beside its specs."""
     monkeypatch.chdir(tmp_path)

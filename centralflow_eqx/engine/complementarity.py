@@ -174,7 +174,7 @@ def solve_complementarity(
       `stalled`.
 
     Computes in float64 on the device of its arguments; works under `jit` and `vmap`, where
-    outcomes are told by `result` alone. It is not meant to be differentiated.
+    outcomes are told by `result` alone. `implicit.covariance` differentiates what it finds.
 
     The residual is the largest of the three violations, Frobenius norms setting the scales:
 

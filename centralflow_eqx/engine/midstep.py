@@ -317,6 +317,7 @@ def _look_ahead(flow: Flow, outlook: Outlook, h: Float[Array, ""]) -> _Halfway:
         response,
         rate,
         halfway,
+        middle.theta * middle.Y,
         gain_change(response, halfway),
         middle.third,
         middle.critical,

@@ -126,8 +126,12 @@ def oscillate(
     def active() -> Oscillation:
         third = weighted_thirds(loss, point, critical)
         change = gain_change(response, point)
-        by_weights, by_state = margin_response(response, rate, point, change, third, critical, dt)
-        margin = _margin(response, rate, point, change, third, dt, ambient)
+        amplitudes = pairs.theta * pairs.Y  # the gradient oscillates by H u = theta P u
+        by_weights, by_state = margin_response(
+            response, rate, point, amplitudes, change, third, critical, dt
+        )
+        drift = margin_drift(response, rate, point, change, third, dt, ambient)
+        margin = jnp.diag(2 - pairs.theta.astype(drift.dtype)) + smat(drift, pairs.theta.size)
         alpha = margin + jnp.diag(left.astype(margin.dtype))
         alpha, beta = restrict(alpha, by_weights + by_state, jnp.arange(len(alpha)) < critical)
         if noise is None:
@@ -135,12 +139,11 @@ def oscillate(
             solution, found = nothing_to_solve(solution, alpha, point.w.dtype), {}
         else:
             driven = noise.along(point.w, pairs.U, pairs.theta, critical)
-            beta = symmetrised(response, beta)
+            beta = solvable(response, beta)
             solution = balanced(driven, alpha, beta, critical, fallback=fallback)
             found = told(driven, solution)
         X = svec(solution.X)
-        # The gradient oscillates by H u = theta P u.
-        excess = average_excess(response, point, pairs.theta * pairs.Y, solution.X, critical)
+        excess = average_excess(response, point, amplitudes, solution.X, critical)
         return Oscillation(
             solution,
             X.astype(third.dtype) @ third / 2,
@@ -169,25 +172,26 @@ def _amid(oscillation: Oscillation, ambient: State | None) -> Oscillation:
 def solve(
     response: Response, alpha: Float[Array, "m m"], beta: Float[Array, "p p"], fallback: bool
 ) -> ComplementarySolution:
-    """The solution of the complementarity problem; its residual is that of the true beta.
+    """The solution of the complementarity problem; its residual is that of the true beta."""
+    solved = solvable(response, beta)
+    solution = solve_complementarity(alpha, solved, fallback=fallback)
+    if solved is beta:
+        return solution
+    residual = violation(alpha, beta, solution.X)
+    return eqx.tree_at(lambda s: s.residual, solution, residual)
+
+
+def solvable(response: Response, beta: Float[Array, "p p"]) -> Float[Array, "p p"]:
+    """The beta that is solved with.
 
     Of rules with a diagonal gain beta is symmetric at criticality, and its symmetric part makes the
     problem a convex program beyond (a start above the threshold). Of others it is a little
     unsymmetric everywhere, which the normal map does not mind.
     """
     symmetric = response.structure.gain in ("scalar", "diagonal")
-    if symmetric and not response.structure.statistics:  # then beta is, wherever the flow stands
-        return solve_complementarity(alpha, beta, fallback=fallback)
-    solved = symmetrised(response, beta)
-    solution = solve_complementarity(alpha, solved, fallback=fallback)
-    residual = violation(alpha, beta, solution.X)
-    return eqx.tree_at(lambda s: s.residual, solution, residual)
-
-
-def symmetrised(response: Response, beta: Float[Array, "p p"]) -> Float[Array, "p p"]:
-    """The part of beta that problems are solved with."""
-    symmetric = response.structure.gain in ("scalar", "diagonal")
-    return (beta + beta.T) / 2 if symmetric else beta
+    if symmetric and response.structure.statistics:  # without, it is wherever the flow stands
+        return (beta + beta.T) / 2
+    return beta
 
 
 def nothing_to_solve(
@@ -303,7 +307,7 @@ def state_columns(
     response: Response,
     point: Point,
     amplitudes: Float[Array, "d m"],
-    critical: Int[Array, ""],
+    critical: int | Int[Array, ""],
     change: Callable[[State], Float[Array, " p"]],
 ) -> Float[Array, "p p"]:
     """For every pair of critical directions, how the margin changes with its share of the excess.
@@ -348,18 +352,19 @@ def margin_response(
     response: Response,
     rate: AbstractStateRate,
     point: Point,
+    amplitudes: Float[Array, "d m"],
     change: MarginChange,
     third: Float[Array, "p d"],
-    critical: Int[Array, ""],
+    critical: int | Int[Array, ""],
     dt: Float[Array, ""],
 ) -> tuple[Float[Array, "p p"], Float[Array, "p p"]]:
     """How the margin U^T (2P - H) U after `dt` depends on X: by the weights, and by the state.
 
     The oscillation moves it through the weights, which turn to where curvature falls (and the
-    gain changes, where it depends on them), and through the optimizer's state. `change` is
-    `gain_change` at `point`.
+    gain changes, where it depends on them), and through the optimizer's state. `amplitudes` are
+    those of `average_excess`, `change` is `gain_change` at `point`.
     """
-    pairs, w, post = point.pairs, point.w, point.post
+    w, post = point.w, point.post
     still, kept = jnp.zeros_like(w), jax.tree.map(jnp.zeros_like, post)
     J = response.slopes(post, w)
 
@@ -377,11 +382,11 @@ def margin_response(
     size, number = len(third), critical * (critical + 1) // 2
     return (
         jax.lax.fori_loop(0, number, by_weights, jnp.zeros((size, size), jnp.float64)),
-        state_columns(response, point, pairs.theta * pairs.Y, critical, by_state),
+        state_columns(response, point, amplitudes, critical, by_state),
     )
 
 
-def _margin(
+def margin_drift(
     response: Response,
     rate: AbstractStateRate,
     point: Point,
@@ -389,15 +394,16 @@ def _margin(
     third: Float[Array, "p d"],
     dt: Float[Array, ""],
     ambient: State | None = None,
-) -> Float[Array, "m m"]:
-    """The margin after `dt` if nothing oscillated; `ambient` is added to the average of F."""
-    theta = point.pairs.theta
+) -> Float[Array, " p"]:
+    """How the margin would change over `dt` if nothing oscillated.
+
+    `ambient` is added to the average of F.
+    """
     dw, ds = rate.velocity(response, point.post, point.w, point.grad, dt)
     if ambient is not None:
         J = response.slopes(point.post, point.w)
         ds = jax.tree.map(lambda x, j, a: x + rate.fraction(j, dt) * a, ds, J, ambient)
-    drift = (change(dw, ds) - third @ dw).astype(jnp.float64)
-    return jnp.diag(2 - theta.astype(jnp.float64)) + smat(drift, theta.size)
+    return (change(dw, ds) - third @ dw).astype(jnp.float64)
 
 
 def restrict(

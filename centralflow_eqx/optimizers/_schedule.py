@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union
 
 import equinox as eqx
+import jax
 import optax
 from annotated_types import Ge, Gt
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 from pydantic import Discriminator, Tag, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
@@ -115,10 +117,15 @@ _Value = or_schedule(Annotated[float, Gt(0)])
 def as_schedule(value: Any) -> Schedule:
     """A schedule from a number > 0, `{"schedule": NAME, ...}`, or an Optax schedule.
 
-    Raises `ValueError` for a number or arguments out of range.
+    Of a number that JAX traces, as derivatives do, nothing is known yet. Raises `ValueError` for a
+    number or arguments out of range.
     """
     if isinstance(value, Schedule):
         return value
+    if isinstance(value, jax.Array) and value.ndim == 0:
+        if isinstance(value, Tracer):
+            return Schedule(value)
+        value = float(value)
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
         if not 0 < value < math.inf:

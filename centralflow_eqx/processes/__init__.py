@@ -15,6 +15,7 @@ from ._base import (
     failed,
     flow_refusal,
 )
+from ._differentiable import End, run_differentiably
 from ._first_order import Moment, critical_room, view_of
 from ._registry import PROCESSES
 from ._spectra import Sight, has_raw_spectrum, look
@@ -40,6 +41,7 @@ __all__ = [
     "Discrete",
     "DiscreteMinibatch",
     "Edge",
+    "End",
     "Midpoint",
     "Minibatch",
     "Minibatches",
@@ -61,5 +63,6 @@ __all__ = [
     "has_raw_spectrum",
     "is_judged",
     "look",
+    "run_differentiably",
     "view_of",
 ]
