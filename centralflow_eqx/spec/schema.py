@@ -166,6 +166,8 @@ class Record(Section):
     preconditioners_every: Count = 0
     """Steps between comparisons of the optimizer's preconditioner with the stationary one, a
     multiple of `every`; 0: never."""
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Tools that are sent the numbers of every row, too."""
 
 
 class MinibatchOptions(Section):
