@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .record.arrays import collect, open_run
     from .record.row import Row
     from .report import smooth
+    from .report.live import live_plot
     from .spec import load_spec
     from .task import Task, make_task
 
@@ -49,6 +50,7 @@ _PLACES = {
     "advance": "experiment.advance",
     "collect": "record.arrays",
     "drive": "experiment.drive",
+    "live_plot": "report.live",
     "load_spec": "spec",
     "make_task": "task",
     "open_run": "record.arrays",
@@ -82,6 +84,7 @@ __all__ = [
     "collect",
     "data",
     "drive",
+    "live_plot",
     "load_spec",
     "losses",
     "make_task",

@@ -174,6 +174,7 @@ def test_defaults_are_those_of_the_contract(load):
             "coordinates": 0,
             "examples": [],
             "preconditioners_every": 0,
+            "log_to": [],
         },
         "minibatch": {"size": 0},
         "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
