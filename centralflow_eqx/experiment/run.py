@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -208,11 +209,13 @@ def _check_place(spec: Spec, run_dir: Path) -> None:
     place = run_dir.absolute()
     while not os.path.exists(place):
         place = place.parent
-    why = "" if os.access(place, os.W_OK) else "permission denied"
-    if not os.path.isdir(place):
-        why = f"{place} is no directory" if place != run_dir.absolute() else ""  # is set aside
-    if why:
-        raise spec.error("output.dir", f"{run_dir} cannot be written: {why}")
+    if place == run_dir.absolute() and not os.path.isdir(place):  # it is set aside
+        place = place.parent
+    try:
+        tempfile.TemporaryDirectory(prefix=".", dir=place).cleanup()  # only an attempt tells
+    except OSError as error:
+        why = error.strerror if os.path.isdir(place) else f"{place} is no directory"
+        raise spec.error("output.dir", f"{run_dir} cannot be written: {why}") from None
 
 
 def _log_in(spec: Spec) -> None:

@@ -353,11 +353,12 @@ def spec_model(chosen: Mapping[str, type[Section]] | None = None) -> type[Spec]:
     names = PROCESSES.names()
     words = Allowed(f"one of {', '.join(names)} {_ONLY}")
     process: Any = Annotated[Literal[names], words]
+    described = Spec.model_fields["processes"].description
     return derived(
         "Spec",
         Spec,
         Spec.__doc__,
-        processes=Annotated[tuple[process, ...], MinLen(1)],
+        processes=Annotated[tuple[process, ...], MinLen(1), Field(description=described)],
         **sections,
     )
 
