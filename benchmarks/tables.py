@@ -65,7 +65,7 @@ def floor_table(floor: dict[str, Any]) -> str:
         steps = floor["critical_directions"][n]
         name = f"third derivatives of a substep, {n} critical ({steps} steps), ms"
         rows.append([name, number(milliseconds, ".3g")])
-    return table(["floor", ""], rows)
+    return table(["beside the floor", "value"], rows)
 
 
 def convergence_table(convergence: dict[str, Any]) -> str:

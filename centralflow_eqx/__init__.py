@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .record.arrays import collect, open_run
     from .record.row import Row
     from .report import smooth
+    from .report.live import live_plot
     from .spec import load_spec
     from .task import Task, make_task
 
@@ -52,6 +53,7 @@ _PLACES = {
     "collect": "record.arrays",
     "differentiable_flow": "experiment.sensitivity",
     "drive": "experiment.drive",
+    "live_plot": "report.live",
     "load_spec": "spec",
     "make_task": "task",
     "open_run": "record.arrays",
@@ -87,6 +89,7 @@ __all__ = [
     "data",
     "differentiable_flow",
     "drive",
+    "live_plot",
     "load_spec",
     "losses",
     "make_task",

@@ -1,5 +1,7 @@
 """From Python: a task without a spec, labelled arrays of a simulation and of a run on disk."""
 
+import sys
+
 import equinox as eqx
 import h5py
 import jax
@@ -208,3 +210,11 @@ def test_what_is_no_run_is_refused(tmp_path):
     xr.Dataset({"x": 1}).to_netcdf(tmp_path / "data.h5", engine="h5netcdf")
     with pytest.raises(InputError, match="step"):
         open_run(tmp_path)
+
+
+def test_without_xarray_the_extra_is_named_before_anything_is_computed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(ImportError, match=r"pip install 'centralflow_eqx\[arrays\]'"):
+        collect(iter(lambda: pytest.fail("a row was asked for"), None))
+    with pytest.raises(ImportError, match="labelled arrays need xarray"):
+        open_run("no_run")

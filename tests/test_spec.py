@@ -174,6 +174,7 @@ def test_defaults_are_those_of_the_contract(load):
             "coordinates": 0,
             "examples": [],
             "preconditioners_every": 0,
+            "log_to": [],
         },
         "minibatch": {"size": 0},
         "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
@@ -336,3 +337,10 @@ def test_json_schema_covers_every_component_and_resolves():
     assert references <= set(definitions)
     assert set(schema["required"]) == {"name", "optimizer", "processes", "steps"}
     assert schema["anyOf"] == [{"required": ["data", "model", "loss"]}, {"required": ["task"]}]
+
+
+def test_every_key_that_is_no_section_is_described():
+    keys = json_schema()["properties"]
+    plain = {name: key for name, key in keys.items() if "$ref" not in json.dumps(key)}
+    assert "processes" in plain and "steps" in plain
+    assert not [name for name, key in plain.items() if not key.get("description")]

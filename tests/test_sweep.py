@@ -449,6 +449,15 @@ def test_run_runs_all_members_and_a_numerical_stop_keeps_none_from_running(spec,
     captured = capsys.readouterr()
     assert "lr=1e+08: stopped numerically\n" in captured.err
     assert [is_done(member) for member in plan.specs] == [False, True]
+    assert main(["sweep", "s.yaml", "--set", "steps=30", "--dry-run"]) == 0
+    listed = "stopped lr=1e+08\ndone    lr=0.2\n0 of 2 to run, "
+    assert capsys.readouterr().out.startswith(listed)
+    # What has stopped numerically would do so again.
+    assert main(["sweep", "s.yaml", "--set", "steps=30"]) == ExitCode.NUMERICAL_STOP
+    again = capsys.readouterr().err
+    assert "lr=1e+08: stopped numerically before, and would at the same step" in again
+    assert f"remove {plan.specs[0].run_dir} to have it run again" in again
+    assert "started" not in again
     losses = []
     for member in plan.specs:
         assert (member.run_dir / "report.html").exists()

@@ -1,5 +1,6 @@
 """The training loss of flat weights, against values worked out by hand or with NumPy."""
 
+import inspect
 import math
 
 import equinox as eqx
@@ -10,11 +11,12 @@ import pytest
 
 from centralflow_eqx.data import Dataset, Moons
 from centralflow_eqx.engine.curvature import third_derivative
+from centralflow_eqx.errors import OptionError
 from centralflow_eqx.experiment.build import build_task
 from centralflow_eqx.losses import MSE, CrossEntropy
 from centralflow_eqx.models import MLP, Interface
 from centralflow_eqx.spec import load_spec
-from centralflow_eqx.task import Forward, FunctionTask, Task, make_task
+from centralflow_eqx.task import Forward, FunctionTask, Memory, Task, make_task
 
 SPEC = """\
 name: small
@@ -194,6 +196,25 @@ def test_scores_of_a_linear_model_by_hand():
 def test_relu_warns():
     with pytest.warns(UserWarning, match="relu has kinks"):
         MLP((2,), "relu").build(Interface((2,), 1), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("seed", "x", "a whole number from 0 to 2**32 - 1, got 'x'"),
+        ("seed", -1, "got -1"),
+        ("seed", 1.5, "got 1.5"),
+        ("dtype", "float16", "float32 or float64, got float16"),
+        ("dtype", "spam", "got 'spam'"),
+        ("memory", 3, "a Memory, such as centralflow_eqx.task.Memory(microbatch=100), got 3"),
+        ("memory", Memory(microbatch=-1), "microbatch must be a whole number >= 0, got -1"),
+    ],
+)
+def test_arguments_that_no_task_can_have(option, value, message):
+    unchecked = inspect.unwrap(make_task)  # users' types are not checked on their way in
+    with pytest.raises(OptionError) as caught:
+        unchecked(Moons(n=30), MLP((4,)), MSE(), **{option: value})
+    assert caught.value.option == option and message in caught.value.message
 
 
 def test_a_task_says_in_a_line_what_it_is():

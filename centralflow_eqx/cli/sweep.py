@@ -21,9 +21,9 @@ Run every member of a spec with a section `sweep`, each in a process of its own,
       - {name: gd, optimizer: {type: gd, lr: 0.1}}
       - {name: rmsprop, optimizer: {type: rmsprop, lr: 1e-3, beta2: 0.99}, steps: 50}
 
-Members that are done already are not run again: after an interruption or a failure the same command
-runs the others, from their last checkpoint. (`run` on such a spec runs all of them anew, in one
-process.)
+Members that are done already, or have stopped numerically, are not run again: after an interruption
+or a failure the same command runs the others, from their last checkpoint. (`run` on such a spec
+runs all of them anew, in one process.)
 """
 _EXAMPLES = """\
   centralflow_eqx sweep spec.yaml --dry-run             which members are done
@@ -36,6 +36,8 @@ in the sweep's folder, which run code when they are read: do not use it with som
 
 exit codes: 0 all members are done, else the worst of theirs: 1, 2, 3, 4 in this order; 4 for Ctrl-C
 """
+
+_LISTED = {None: "to run", "done": "done", "numerical stop": "stopped"}
 
 
 def add(commands: Commands) -> None:
@@ -50,7 +52,7 @@ def add(commands: Commands) -> None:
     add_spec(sweep)
     add_settings(sweep)
     sweep.add_argument(
-        "--dry-run", action="store_true", help="list the members and which are done; run nothing"
+        "--dry-run", action="store_true", help="list the members and which have ended; run nothing"
     )
     sweep.add_argument(
         "--workers",
@@ -86,13 +88,14 @@ def _sweep(args: argparse.Namespace) -> int:
         message = "missing; `run` runs a spec without it"
         raise InputError([Problem(Location(args.spec, 1), "sweep", message)])
     from ..experiment.build import check
-    from ..experiment.earlier import is_done
+    from ..experiment.earlier import ending
     from ..sweep import conduct
 
-    missing = [spec for spec in plan.specs if not is_done(spec)]
+    endings = [(spec, ending(spec)) for spec in plan.specs]
+    missing = [spec for spec, how in endings if how is None]
     if args.dry_run:
-        for spec in plan.specs:
-            print(f"{'to run' if spec in missing else 'done':<8}{spec.name}")
+        for spec, how in endings:
+            print(f"{_LISTED[how]:<8}{spec.name}")
         print(f"{len(missing)} of {len(plan.specs)} to run, into {plan.folder}")
         return ExitCode.DONE
     backend, go_on = _backend(args, plan.folder)

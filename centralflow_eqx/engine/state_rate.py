@@ -125,8 +125,7 @@ class Exponential(AbstractStateRate):
         ds = self.increment(target, s, response.slopes(s, w), (1 - dt) / 2)
         begun = jax.tree.map(jnp.add, s, ds)
         # A maximum is at once what exceeds it, and would remember less for ever.
-        maxima = response.structure.maxima or (False,) * len(jax.tree.leaves(s))
-        maxima = jax.tree.unflatten(jax.tree.structure(s), maxima)
+        maxima = response.structure.maxima_of(s)
         return jax.tree.map(lambda m, f, x: f if m else x, maxima, target, begun)
 
     def post(self, response, s, g, w, dt):

@@ -16,6 +16,7 @@ from ..losses import AbstractLoss
 from ..models import AbstractModel
 from ..placement import Placement, choose_devices, place
 from ..precision import engage
+from ..record.logs import missing
 from ..spec import Cluster, Spec
 from ..task import (
     AnyTask,
@@ -216,6 +217,8 @@ def _misfits(spec: Spec, parts: Parts | Function) -> list[Problem]:
     if record.preconditioners_every % record.every:
         message = f"must be a multiple of record.every, {record.every}"
         found.append(spec.problem("record.preconditioners_every", message))
+    if why := missing(record.log_to):
+        found.append(spec.problem("record.log_to", why))
     if "discrete_minibatch" in spec.processes and not spec.minibatch.size:
         message = "the process discrete_minibatch needs the number of examples in a mini-batch"
         found.append(spec.problem("minibatch.size", message))

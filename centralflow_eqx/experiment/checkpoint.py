@@ -82,7 +82,7 @@ def fingerprint(spec: Spec, task: AnyTask) -> dict[str, str]:
     # without what is left at its default: a later version may know more keys
     left_out = {*_ROWS_STAND, *_OTHER_DEVICES}
     content = spec.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
-    record = spec.record.model_dump(mode="json", exclude_defaults=True)
+    record = spec.record.model_dump(mode="json", exclude={"log_to"}, exclude_defaults=True)
     return {
         "spec": _hash_of(content),
         "record": _hash_of(record),

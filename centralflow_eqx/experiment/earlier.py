@@ -12,6 +12,7 @@ from ..spec.document import parse
 from .checkpoint import has_checkpoint
 
 _UNFINISHED = "running", "interrupted", "failed"
+_ENDED = "done", "numerical stop"
 
 
 def is_recorded(spec: Spec) -> bool:
@@ -22,9 +23,18 @@ def is_recorded(spec: Spec) -> bool:
     return same and status(spec.run_dir) is not None
 
 
+def ending(spec: Spec) -> str | None:
+    """How the run of this very spec in the run directory ended; None if it can be gone on with.
+
+    "done", or "numerical stop", to which it would come again; None also where there is no run.
+    """
+    found = status(spec.run_dir) if is_recorded(spec) else None
+    return found if found in _ENDED else None
+
+
 def is_done(spec: Spec) -> bool:
     """Whether the run directory has the finished run of this very spec."""
-    return is_recorded(spec) and status(spec.run_dir) == "done"
+    return ending(spec) == "done"
 
 
 def is_resumable(spec: Spec) -> bool:

@@ -94,8 +94,7 @@ def explain(spec: Spec, notify: Notify = lambda _: None) -> str:
 def state_parts(response: Response, s: State, w: Vector, key: Array) -> list[StatePart]:
     """How the parts of the state evolve, in order; see `Rule.parts`."""
     columns = [response.rule.parts(x, w) for x in _evolution_of_entries(response, s, w, key)]
-    maxima = response.structure.maxima or (False,) * len(jax.tree.leaves(s))
-    maxima = response.rule.parts(jax.tree.unflatten(jax.tree.structure(s), maxima), w)
+    maxima = response.rule.parts(response.structure.maxima_of(s), w)
     return [
         _part(name, [column[name] for column in columns], any(jax.tree.leaves(maxima[name])))
         for name in columns[0]

@@ -10,6 +10,7 @@ import jax
 from ..errors import ExitCode, NumericalStop, one_line
 from ..hosts import HostLost, any_says, are_several, is_first
 from ..placement import to_host
+from ..record.logs import Logs
 from ..record.numerics import NUMERICS, WORDS
 from ..record.onlooker import Onlooker
 from ..record.row import Halt, Row
@@ -46,12 +47,13 @@ class Recording:
         self,
         spec: Spec,
         recorder: Recorder | Onlooker,
+        logs: Logs,
         progress: Progress,
         made: Mapping[str, str],
         earlier: Checkpoint | None = None,
     ):
         """`made` is the `fingerprint` of the run, `earlier` the checkpoint that it goes on from."""
-        self._spec, self._recorder, self._progress = spec, recorder, progress
+        self._spec, self._recorder, self._logs, self._progress = spec, recorder, logs, progress
         self._earlier = earlier
         self._goals = GoalWatch(spec.stop, spec.processes, earlier and earlier.first_loss)
         self._checkpoints = Checkpoints(
@@ -77,6 +79,7 @@ class Recording:
                     break
                 now = replace(reached, state=chunk.state, step=chunk.step)
                 self._recorder.settle()
+                self._logs.flush()
                 asked = any_says(bool(interruption))
                 if asked:
                     break
@@ -113,6 +116,7 @@ class Recording:
         if not is_first():
             return
         self._recorder.publish()  # a checkpoint has all rows before it
+        self._logs.flush()
         self._checkpoints.save(
             Checkpoint(
                 now.step,
@@ -151,6 +155,7 @@ class Recording:
         spec = self._spec.record
         number = row.step // spec.every
         self._recorder.write(number, row.series, row.comparisons, self._seconds())
+        self._logs.write(row.step, row.series, row.comparisons)
         if spec.weights_every and row.step % spec.weights_every == 0:
             stored = math.lcm(spec.weights_every, spec.every)
             weights = {name: to_host(w) for name, w in row.weights.items()}

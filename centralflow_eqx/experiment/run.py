@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from ..errors import ExitCode, InputError, Location, Problem, RunLost, one_line
+from ..errors import ExitCode, InputError, Location, OptionError, Problem, RunLost, one_line
 from ..hosts import HostLost, NotJoined, are_several, is_first, join
 from ..placement import placement_of
+from ..record.logs import About, Logs, log_in
 from ..record.onlooker import Onlooker
 from ..record.owner import DirectoryInUse, check_free
 from ..record.reader import load_run
@@ -50,6 +52,7 @@ def run_spec(spec: Spec, console: Console, *, anew: bool = False, resume: bool =
     """
     console = _join(spec, console)
     _check_place(spec, spec.run_dir)
+    _log_in(spec)
     if not anew and is_resumable(spec):
         if resume:
             return _go_on(spec, spec.run_dir, console)
@@ -80,6 +83,7 @@ def resume_run(
     spec = load_plan(str(path), settings, user_code).specs[0]
     console = _join(spec, console)
     _check_place(spec, run_dir)
+    _log_in(spec)
     return _go_on(spec, run_dir, console, changed)
 
 
@@ -167,10 +171,11 @@ def _carry_out(
             except Misfit as error:
                 raise _refused(run_dir, f"its checkpoint is of another spec: {error}") from None
             recorder = _recorder(spec, task, run_dir, checkpoint, chunk)
-            with _lasting(run_dir), recorder:
+            since = 0 if checkpoint is None else checkpoint.step
+            with _lasting(run_dir), recorder, _logs(spec, run_dir, since) as logs:
                 if recorder.backup is not None:
                     console.print(f"the earlier run is kept in {recorder.backup}", soft_wrap=True)
-                recording = Recording(spec, recorder, progress, made, checkpoint)
+                recording = Recording(spec, recorder, logs, progress, made, checkpoint)
                 code = recording.record(experiment, state, interruption)
             progress.working("writing the report")
         if is_first():
@@ -204,11 +209,28 @@ def _check_place(spec: Spec, run_dir: Path) -> None:
     place = run_dir.absolute()
     while not os.path.exists(place):
         place = place.parent
-    why = "" if os.access(place, os.W_OK) else "permission denied"
-    if not os.path.isdir(place):
-        why = f"{place} is no directory" if place != run_dir.absolute() else ""  # is set aside
-    if why:
-        raise spec.error("output.dir", f"{run_dir} cannot be written: {why}")
+    if place == run_dir.absolute() and not os.path.isdir(place):  # it is set aside
+        place = place.parent
+    try:
+        tempfile.TemporaryDirectory(prefix=".", dir=place).cleanup()  # only an attempt tells
+    except OSError as error:
+        why = error.strerror if os.path.isdir(place) else f"{place} is no directory"
+        raise spec.error("output.dir", f"{run_dir} cannot be written: {why}") from None
+
+
+def _log_in(spec: Spec) -> None:
+    """Refuse early what could not be logged later."""
+    try:
+        if is_first():
+            log_in(spec.record.log_to)
+    except OptionError as error:
+        raise spec.error(f"record.{error.option}", error.message) from None
+
+
+def _logs(spec: Spec, run_dir: Path, since: int) -> Logs:
+    """What the rows from step `since` on are logged to, by the first process alone."""
+    about = About(run_dir, spec.name, spec.model_dump(mode="json"), since)
+    return Logs.open(spec.record.log_to if is_first() else (), about)
 
 
 def _report(run_dir: Path, console: Console) -> None:

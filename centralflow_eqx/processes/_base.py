@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -185,7 +185,7 @@ class AbstractProcess(eqx.Module):
     setting: eqx.AbstractVar[Setting]
     oscillates: eqx.AbstractClassVar[bool]
     """Whether its weights alternate between two places, as an optimizer's at the edge do."""
-    surveys: eqx.AbstractClassVar[bool]
+    surveys: ClassVar[bool] = True
     """Whether it needs the eigenpairs where it begins."""
 
     @abc.abstractmethod

@@ -19,5 +19,4 @@ class Ablated(AbstractAveragedFlow):
     setting: Setting
     thorough: bool = False
     oscillates: ClassVar[bool] = False
-    surveys: ClassVar[bool] = True
     penalised: ClassVar[bool] = False

@@ -19,5 +19,4 @@ class Central(AbstractAveragedFlow):
     setting: Setting
     thorough: bool = False
     oscillates: ClassVar[bool] = False
-    surveys: ClassVar[bool] = True
     penalised: ClassVar[bool] = True

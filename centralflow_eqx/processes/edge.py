@@ -19,5 +19,4 @@ class Edge(AbstractRodFlow):
 
     setting: Setting
     oscillates: ClassVar[bool] = False
-    surveys: ClassVar[bool] = True
     secant: ClassVar[bool] = False

@@ -18,5 +18,4 @@ class Rod(AbstractRodFlow):
 
     setting: Setting
     oscillates: ClassVar[bool] = False
-    surveys: ClassVar[bool] = True
     secant: ClassVar[bool] = True

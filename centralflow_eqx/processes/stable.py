@@ -35,7 +35,6 @@ class Stable(AbstractProcess):
     setting: Setting
     max_substeps: int = 4096
     oscillates: ClassVar[bool] = False
-    surveys: ClassVar[bool] = True
 
     def refusal(self) -> str:
         return flow_refusal(self.setting)

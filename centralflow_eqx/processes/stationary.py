@@ -36,7 +36,6 @@ class Stationary(AbstractProcess):
 
     setting: Setting
     oscillates: ClassVar[bool] = False
-    surveys: ClassVar[bool] = True
 
     def refusal(self) -> str:
         structure = self.setting.response.structure

@@ -58,6 +58,7 @@ def collect(
     beside the versions. A `NumericalStop` ends the tree with a warning, and the attribute `status`
     says so; a process that stopped has the attributes `stop_reason` and `stop_row`.
     """
+    _xarray()  # before anything is computed
     series: dict[_Key, Seen] = {}
     stops: dict[str, tuple[int, str]] = {}
     stopping: dict[int, bool] = {}
@@ -90,6 +91,7 @@ def open_run(run_dir: str | Path) -> "xr.DataTree":
     Weights, where the run stored any, are over `weights_step` and `parameter`. A run that ended
     early has NaN in the rows that it did not reach. Raises `InputError` if there is no run.
     """
+    _xarray()
     groups = read_groups(Path(run_dir))
     for group in groups.values():
         for name, (dims, values, about) in group.variables.items():
@@ -99,11 +101,20 @@ def open_run(run_dir: str | Path) -> "xr.DataTree":
 
 def _tree(groups: Mapping[str, Group]) -> "xr.DataTree":
     """Groups by path as xarray has them."""
-    import xarray as xr  # takes a while, which a run need not wait for
-
+    xr = _xarray()
     return xr.DataTree.from_dict(
         {path: xr.Dataset(variables, attrs=about) for path, (variables, about) in groups.items()}
     )
+
+
+def _xarray() -> Any:
+    """The package that labels arrays; raises `ImportError` that says what installs it."""
+    try:
+        import xarray  # takes a while, which a run need not wait for
+    except ImportError:
+        remedy = "install it with pip install 'centralflow_eqx[arrays]'"
+        raise ImportError(f"labelled arrays need xarray: {remedy}") from None
+    return xarray
 
 
 def _without_gaps(values: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:

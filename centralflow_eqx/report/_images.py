@@ -1,6 +1,7 @@
 """Drawings as files, by matplotlib."""
 
 import contextlib
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,36 +37,24 @@ _MOST_CELLS = 14  # rows of a heat map whose numbers can still be read
 # What shapes text; a PDF has every glyph in its place.
 _SHAPING_TABLES = ("GSUB", "GPOS", "GDEF", "MATH", "kern")
 
-_RC: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": style.AXES,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": style.GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": style.TICKS,
-    "ytick.color": style.TICKS,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "legend.handlelength": 2.4,
-    "savefig.facecolor": "white",
-    "pdf.fonttype": 42,  # text stays text
-}
-
 
 def write_images(drawing: Drawing, folder: Path, name: str) -> None:
     """Write `folder/name.png` and `folder/name.pdf`; equal drawings give equal files."""
-    with matplotlib.rc_context(_RC), _bare_fonts():
+    with matplotlib.rc_context(fname=style.RC_FILE), _bare_fonts():
         figure = _heat_map(drawing) if isinstance(drawing, HeatMap) else _chart(drawing)
         FigureCanvasAgg(figure).print_png(folder / f"{name}.png", metadata={"Software": None})
         figure.set_layout_engine("none")  # as it is laid out by now: that takes as long as drawing
         FigureCanvasPdf(figure).print_pdf(
             folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None}
         )
+
+
+def png(chart: Chart) -> bytes:
+    """A chart as the bytes of an image."""
+    image = io.BytesIO()
+    with matplotlib.rc_context(fname=style.RC_FILE):
+        FigureCanvasAgg(_chart(chart)).print_png(image)
+    return image.getvalue()
 
 
 @contextlib.contextmanager

@@ -1,14 +1,19 @@
 """How figures look: colours and lines."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-# Okabe and Ito's palette, distinguishable with any colour vision.
-BLUE, SKY, GREEN, VERMILION = "#0072B2", "#56B4E9", "#009E73", "#D55E00"
-ORANGE, PURPLE, BLACK, GREY = "#E69F00", "#CC79A7", "#222222", "#8A8A8A"
-PALETTE = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, GREY)
-UNTRUSTED = "#F8DDD3"
-GRID, AXES, TICKS = "#E6E6E6", "#666666", "#444444"
+RC_FILE = Path(__file__).parents[1] / "figures.mplstyle"
+"""Settings of matplotlib, for everybody's figures; colours are those of all drawings."""
+_ENTRIES = re.findall(r"^([a-z._]+): (.*)$", RC_FILE.read_text(encoding="utf-8"), re.MULTILINE)
+_COLOURS = {key: [f"#{found}" for found in re.findall(r"[0-9A-F]{6}", v)] for key, v in _ENTRIES}
+
+PALETTE = tuple(_COLOURS["axes.prop_cycle"])
+VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, GREY = PALETTE
+BLACK, UNTRUSTED = "#222222", "#F8DDD3"
+(GRID,), (AXES,), (TICKS,) = (_COLOURS[f"{k}color"] for k in ("grid.", "axes.edge", "xtick."))
 HEAT = "viridis"
 
 # What is drawn later lies on top.

@@ -166,6 +166,8 @@ class Record(Section):
     preconditioners_every: Count = 0
     """Steps between comparisons of the optimizer's preconditioner with the stationary one, a
     multiple of `every`; 0: never."""
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Tools that are sent the numbers of every row, too."""
 
 
 class MinibatchOptions(Section):
@@ -367,11 +369,12 @@ def spec_model(chosen: Mapping[str, type[Section]] | None = None) -> type[Spec]:
     names = PROCESSES.names()
     words = Allowed(f"one of {', '.join(names)} {_ONLY}")
     process: Any = Annotated[Literal[names], words]
+    described = Spec.model_fields["processes"].description
     return derived(
         "Spec",
         Spec,
         Spec.__doc__,
-        processes=Annotated[tuple[process, ...], MinLen(1)],
+        processes=Annotated[tuple[process, ...], MinLen(1), Field(description=described)],
         **sections,
     )
 

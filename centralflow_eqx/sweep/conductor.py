@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from ..errors import ExitCode
-from ..experiment.earlier import is_done, is_recorded
+from ..experiment.earlier import ending, is_done, is_recorded
 from ..experiment.progress import duration
 from ..spec import Plan, Spec
 from .folder import start_folder
@@ -66,6 +66,10 @@ def conduct(
         return ExitCode.INTERRUPTED
     _compare(plan, console)
     codes = [event.code for event in ended if event.code is not None]
+    for member in _stopped_before(plan, members):
+        again = f"remove {member.run_dir} to have it run again"
+        say(f"{member.name}: stopped numerically before, and would at the same step; {again}")
+        codes.append(ExitCode.NUMERICAL_STOP)
     for event in ended:
         if event.code != ExitCode.DONE:
             say(_ending(event))
@@ -87,6 +91,13 @@ def _follow(
         left = (now - begin) / len(ended) * (total - len(ended))
         times = f"{duration(now - begun[name])}, {duration(left)} left"
         say(f"{_ending(event)}, {len(ended)} of {total}, after {times}")
+
+
+def _stopped_before(plan: Plan, members: Sequence[Spec]) -> list[Spec]:
+    """Members of the plan that are not run now because they have stopped numerically."""
+    names = {member.name for member in members}
+    others = (spec for spec in plan.specs if spec.name not in names)
+    return [spec for spec in others if ending(spec) == "numerical stop"]
 
 
 def _severity(code: int) -> ExitCode:

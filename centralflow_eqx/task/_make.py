@@ -38,8 +38,10 @@ def make_task(
     as long as they are, such as eigenvectors; "both" are shared, too.
     `forward` is the precision in which the network is evaluated.
 
-    Raises `OptionError` if the parts do not fit together, or there are no such devices.
+    Raises `OptionError` if an argument is none that it can work with, the parts do not fit
+    together, or there are no such devices.
     """
+    _check_arguments(seed, dtype, memory)
     dataset = load_dataset(data, seed)
     if initial_weights is not None:
         wrong = wrong_length(
@@ -50,6 +52,28 @@ def make_task(
     network = build_network(model, dataset, seed)
     placement = place(devices, shard)
     return Task(network, loss, dataset, dtype, initial_weights, memory, placement, forward)
+
+
+def _check_arguments(seed: Any, dtype: Any, memory: Any) -> None:
+    """Raise `OptionError` for a seed, a type or a `Memory` that no spec could have."""
+    if not _is_whole(seed) or not 0 <= seed < 2**32:
+        raise OptionError("seed", f"must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name not in ("float32", "float64"):
+        raise OptionError("dtype", f"must be float32 or float64, got {name}")
+    if not isinstance(memory, Memory):
+        example = "centralflow_eqx.task.Memory(microbatch=100)"
+        raise OptionError("memory", f"must be a Memory, such as {example}, got {memory!r}")
+    if not _is_whole(memory.microbatch) or memory.microbatch < 0:
+        message = f"microbatch must be a whole number >= 0, got {memory.microbatch!r}"
+        raise OptionError("memory", message)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def build_network(model: AbstractModel, dataset: Dataset, seed: int) -> PyTree:

@@ -132,6 +132,11 @@ class Structure(NamedTuple):
         """Whether some state is quadratic in the gradient."""
         return self.averages or self.sums
 
+    def maxima_of(self, s: State) -> PyTree[bool]:
+        """Whether they are running maxima, for the leaves of a state as `s` is."""
+        leaves, structure = jax.tree.flatten(s)
+        return jax.tree.unflatten(structure, self.maxima or (False,) * len(leaves))
+
 
 class Response(eqx.Module):
     """The linear response of a rule around a slowly varying state.
@@ -173,9 +178,7 @@ class Response(eqx.Module):
         """
         before, J = s, self.slopes(s, w) if slopes is None else slopes
         if self.structure.maxima:
-            leaves, structure = jax.tree.flatten(J)
-            pairs = zip(leaves, self.structure.maxima, strict=True)
-            J = jax.tree.unflatten(structure, [jnp.where(m, 0, j) for j, m in pairs])
+            J = jax.tree.map(lambda m, j: jnp.where(m, 0, j), self.structure.maxima_of(J), J)
         for _ in range(self._depth):  # what an entry depends on is right before it is
             gap = jax.tree.map(jnp.subtract, s, self.advance(before, g, w))
             before = jax.tree.map(jnp.add, before, _divide(gap, J))
