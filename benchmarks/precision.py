@@ -113,7 +113,7 @@ def leading_direction(task: Task) -> Float[Array, " d"]:
 
 
 @eqx.filter_jit
-def derivatives(task: Task, u: Float[Array | np.ndarray, " d"]) -> list[Float[Array, " d"]]:
+def derivatives(task: Task, u: Float[Array, " d"]) -> list[Float[Array, " d"]]:
     """Gradient at the initial weights, and its first and second derivative along `u`."""
     w = task.initial_weights
     return [jax.grad(task)(w), product(task, w, u), third_derivative(task, w, u, u)]
@@ -122,7 +122,7 @@ def derivatives(task: Task, u: Float[Array | np.ndarray, " d"]) -> list[Float[Ar
 def measure(name: str, forwards: Sequence[Evaluation]) -> list[Precision]:
     """Compare with float64."""
     double = build(*MODELS[name], "float64")
-    u = np.asarray(leading_direction(double), np.float32)
+    u: Any = np.asarray(leading_direction(double), np.float32)
     exact = list(map(np.asarray, derivatives(double, u.astype(np.float64))))
     found = []
     for forward in forwards:

@@ -35,8 +35,9 @@ OPTIMIZERS = {
 }
 
 
-ALONE: tuple[int, Shard] = (1, "examples")
-LAYOUTS: tuple[tuple[int, Shard], ...] = (
+Layout = tuple[int, Shard]
+ALONE: Layout = (1, "examples")
+LAYOUTS: tuple[Layout, ...] = (
     (8, "examples"),
     (7, "examples"),
     (8, "both"),
@@ -44,8 +45,9 @@ LAYOUTS: tuple[tuple[int, Shard], ...] = (
 )
 
 
-def make(devices, shard: Shard = "examples", memory=Memory()):  # noqa: B008
+def make(layout: Layout, memory=Memory()):  # noqa: B008
     """100 examples of which neither 7 nor 8 is a divisor; both divide 2072 weights."""
+    devices, shard = layout
     data, model = cf.data.Digits(n=100), cf.models.MLP((28,), bias=False)
     return cf.make_task(
         data, model, cf.losses.MSE(), dtype="float64", devices=devices, shard=shard, memory=memory
@@ -83,7 +85,7 @@ def compare_derivatives(memories=(Memory(), Memory(16, remat=True)), layouts=LAY
     for memory in memories:
         results = {}
         for layout in (ALONE, *layouts):
-            task = make(*layout, memory=memory)
+            task = make(layout, memory)
             w = task.initial_weights
             V = jr.normal(jr.key(1), (w.size, 3), w.dtype)
             results[layout] = derivatives(task, w, V, jr.key(0))
@@ -96,9 +98,9 @@ def compare_derivatives(memories=(Memory(), Memory(16, remat=True)), layouts=LAY
 
 def count_collectives():
     found = {}
-    for shard in ("examples", "both"):
-        task = make(8, shard)
-        found[shard] = {
+    for layout in (LAYOUTS[0], LAYOUTS[2]):
+        task = make(layout)
+        found[layout[1]] = {
             name: exchanges(compile_program(*program)) for name, program in programs(task).items()
         }
     return {"d": task.num_parameters, "exchanges": found}
@@ -107,7 +109,7 @@ def count_collectives():
 def compare_steps(name, layouts=LAYOUTS[1:3]):
     results = {}
     for layout in (ALONE, *layouts):
-        task = make(*layout)
+        task = make(layout)
         rows = cf.simulate(
             task,
             OPTIMIZERS[name],
