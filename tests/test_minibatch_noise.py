@@ -265,14 +265,14 @@ def test_an_ensemble_beside_single_optimizers():
 
 SPEC = """\
 name: noisy
-data: {type: moons, n: 24}
+data: {type: moons, n: 30}
 model: {type: mlp, widths: [4], activation: tanh}
 loss: {type: mse}
-optimizer: {type: rmsprop, lr: 0.05, beta2: 0.9}
+optimizer: {type: gd, lr: 1.0}
 processes: [central, discrete_minibatch]
 steps: 6
-warm_start: 30
-minibatch: {size: 6, noise: on, seeds: 2, sharpness_every: 2}
+warm_start: 40
+minibatch: {size: 15, noise: on, seeds: 2, sharpness_every: 2}
 """
 
 
