@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -14,6 +15,9 @@ install_import_hook(modules(), "_typechecks.checked")
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# As in the command line: looking for garbage in what is traced takes time and finds little.
+gc.set_threshold(50_000, 20, 20)
 
 _GENERATOR = "--xla_cpu_use_fusion_emitters=false"
 _SHARED = {

@@ -1,6 +1,7 @@
 """What runs one command, whatever comes of it."""
 
 import contextlib
+import gc
 import os
 import sys
 import warnings
@@ -30,6 +31,17 @@ def _one_line_warnings() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Garbage is looked for less often: nearly all that imports and tracing make is kept."""
+    usual = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (see `errors.ExitCode`)."""
     try:
@@ -37,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as exit_:  # argparse has printed its help, or what was wrong
         return int(exit_.code or 0)
     try:
-        with _one_line_warnings():
+        with _one_line_warnings(), _rare_collections():
             code = exit_code(lambda: int(args.action(args)))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

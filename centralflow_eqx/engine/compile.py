@@ -24,8 +24,3 @@ def program(function: F) -> F:
 def single_use(function: F) -> F:
     """`eqx.filter_jit` for what runs once: optimising it takes longer than it saves."""
     return _jit(function, compiler_options=_OPTIONS | _ONCE)
-
-
-def inlined(function: F) -> F:
-    """`eqx.filter_jit` for a part of programs that they call often: it is traced once for all."""
-    return _jit(function, inline=True)

@@ -23,7 +23,6 @@ from jaxtyping import Array, Float, PyTree
 
 from ...optimizers import AbstractOptimizer
 from ...task import Layout
-from ..compile import inlined
 
 Vector = Float[Array, " d"]
 State = Any
@@ -60,7 +59,7 @@ class Rule(eqx.Module):
 
 
 # Derivatives call it dozens of times with the same shapes: it is traced once for all of them.
-@inlined
+@eqx.filter_jit
 def _update(rule: Rule, g: Vector, s: State, w: Vector) -> tuple[Vector, State]:
     step, new = rule.optimizer.update(rule.unravel(g), s, rule.unravel(w))
     new = jax.tree.map(lambda n, o: jnp.asarray(n, jnp.asarray(o).dtype), new, s)
