@@ -144,16 +144,13 @@ def start(
     batches = as_minibatches(minibatch)
     setting = _setting(loss, response, settings, w, batches, placement)
     members = _members(setting, processes)
-    probes = (*probes, *(Ensemble(seeds=n) for n in [setting.seeds] if n > 1))
-    for why in filter(None, (probe.refusal(setting) for probe in probes)):
-        raise UnsupportedRule(why)
     room = min(w.size, max(_ROOM, 1 << (settings.initial + _SPARE - 1).bit_length()))
     experiment = Experiment(
         setting,
         members,
         tuple(processes),
         w,
-        tuple(probes),
+        _probes(setting, probes),
         evaluate,
         jnp.asarray(record_every, jnp.int32),
         _loss_limit(value, diverged_above),
@@ -168,6 +165,14 @@ def start(
         return experiment, _begin(experiment, origin, notify)
     state = setting.lay(fit(_shapes(experiment, origin), kept), w)
     return experiment, _go_on(experiment, state, notify)
+
+
+def _probes(setting: Setting, wanted: Sequence[AbstractProbe]) -> tuple[AbstractProbe, ...]:
+    """The probes that are asked for, and that of an ensemble where there is one."""
+    probes = (*wanted, *([Ensemble(seeds=setting.seeds)] if setting.seeds > 1 else []))
+    for why in filter(None, (probe.refusal(setting) for probe in probes)):
+        raise UnsupportedRule(why)
+    return probes
 
 
 def _setting(
