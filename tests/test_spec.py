@@ -160,12 +160,7 @@ def test_defaults_are_those_of_the_contract(load):
             "smoothing": 15.0,
             "rods": 1,
         },
-        "stop": {
-            "process": None,
-            "loss_below": None,
-            "accuracy_above": None,
-            "diverged_above": None,
-        },
+        "stop": dict.fromkeys(("process", "loss_below", "accuracy_above", "diverged_above")),
         "record": {
             "every": 1,
             "exact": False,
@@ -179,8 +174,7 @@ def test_defaults_are_those_of_the_contract(load):
         "minibatch": {"size": 0},
         "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
         "forward": dict.fromkeys(("precision", "third_derivatives"), "highest"),
-        "devices": "auto",
-        "shard": "auto",
+        **dict.fromkeys(("devices", "shard"), "auto"),
         "distributed": "off",
         "checkpoint": {"every": None, "keep": 2},
     }
