@@ -141,8 +141,7 @@ def start(
     rule_key, survey_key, key = jr.split(jr.key(seed), 3)
     notify("deriving the optimizer's response")
     response, w, s, value = respond(loss, optimizer, unravel, w, warm_start, rule_key)
-    batches = as_minibatches(minibatch)
-    setting = _setting(loss, response, settings, w, batches, placement)
+    setting = _setting(loss, response, settings, w, as_minibatches(minibatch), placement)
     members = _members(setting, processes)
     room = min(w.size, max(_ROOM, 1 << (settings.initial + _SPARE - 1).bit_length()))
     experiment = Experiment(
