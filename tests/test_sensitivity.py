@@ -57,13 +57,11 @@ OPTIMIZERS = {
     "gd": lambda p: cf.optimizers.GD(p[0]),
     "schedule": lambda p: cf.optimizers.GD(Ramp(p[0], p[1])),
     "rmsprop": with_numbers(cf.optimizers.RMSProp(0.1, 0.9), lambda o: (o.lr.rule, o.beta2)),
-    "adam": with_numbers(cf.optimizers.Adam(0.1), lambda o: (o.lr.rule, o.beta1, o.beta2)),
 }
 NUMBERS = {
     "gd": [0.45],
     "schedule": [0.4, 0.5],
     "rmsprop": [0.1, 0.9],
-    "adam": [0.1, 0.5, 0.95],
 }
 
 

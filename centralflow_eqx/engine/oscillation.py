@@ -113,9 +113,8 @@ def oscillate(
 
     Eigenvalues may exceed 2 by up to `slack` where a flow started unstable. That excess shrinks at
     the rate of restoration, at most to nothing within the substep; any other ends at once.
-    `held` asks for the oscillation that keeps critical eigenvalues where they are, whatever they
-    are. `fallback` is that of `solve_complementarity`. With `noise` the oscillation is the one that
-    mini-batches drive (`balance`), and they have a share of their own in the state's averages.
+    `held` keeps critical eigenvalues where they are, `fallback` is that of `solve_complementarity`.
+    With `noise` it is mini-batches that drive it (`balance`), with a share in the state's averages.
     """
     pairs, dt = point.pairs, settings.dt
     ambient = None if noise is None else noise.excess(response, point.post, point.grad, point.w)
@@ -127,13 +126,11 @@ def oscillate(
         third = weighted_thirds(loss, point, critical)
         change = gain_change(response, point)
         amplitudes = pairs.theta * pairs.Y  # the gradient oscillates by H u = theta P u
-        by_weights, by_state = margin_response(
-            response, rate, point, amplitudes, change, third, critical, dt
-        )
+        by = margin_response(response, rate, point, amplitudes, change, third, critical, dt)
         drift = margin_drift(response, rate, point, change, third, dt, ambient)
         margin = jnp.diag(2 - pairs.theta.astype(drift.dtype)) + smat(drift, pairs.theta.size)
         alpha = margin + jnp.diag(left.astype(margin.dtype))
-        alpha, beta = restrict(alpha, by_weights + by_state, jnp.arange(len(alpha)) < critical)
+        alpha, beta = restrict(alpha, by[0] + by[1], jnp.arange(len(alpha)) < critical)
         if noise is None:
             solution = solve(response, alpha, beta, fallback)
             solution, found = nothing_to_solve(solution, alpha, point.w.dtype), {}
@@ -151,7 +148,7 @@ def oscillate(
             pull(point, third),
             critical,
             jnp.max(left),
-            (X @ by_state @ X) / (X @ beta @ X),
+            (X @ by[1] @ X) / (X @ beta @ X),
             found,
         )
 
