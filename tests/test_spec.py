@@ -171,13 +171,8 @@ def test_defaults_are_those_of_the_contract(load):
             "preconditioners_every": 0,
             "log_to": [],
         },
-        "minibatch": {
-            "size": 0,
-            "draw": "epochs",
-            "seeds": 1,
-            "sharpness_every": 0,
-            "noise": "off",
-        },
+        "minibatch": dict.fromkeys(("size", "sharpness_every", "sample"), 0)
+        | {"draw": "epochs", "seeds": 1, "noise": "off", "critical_above": 1.0},
         "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
         "forward": dict.fromkeys(("precision", "third_derivatives"), "highest"),
         **dict.fromkeys(("devices", "shard"), "auto"),
