@@ -122,71 +122,63 @@ def test_a_name_that_yaml_takes_for_something_else(load, name, shown):
         load(SPEC.replace("name: small", f"name: {name}"))
 
 
-DEFAULTS = {
-    "name": "small",
-    "seed": 0,
-    "precision": "float32",
-    "data": {"type": "moons", "n": 20, "noise": 0.1},
-    "model": {
-        "type": "mlp",
-        "widths": [3],
-        "activation": "gelu",
-        "output_scale": 1.0,
-        "bias": True,
-        "init": "default",
-        "init_scale": 1.0,
-    },
-    "loss": {"type": "mse"},
-    "task": None,
-    "init": None,
-    "optimizer": {"type": "gd", "lr": 0.4, "weight_decay": 0.0},
-    "processes": ["discrete"],
-    "steps": 5,
-    "warm_start": 0,
-    "eigen": {"track_above": 1.5, "initial": 1, "tol": pytest.approx(5e-4)},
-    "flow": {
-        "method": "adaptive",
-        "tol": 1e-3,
-        "max_step": None,
-        "substeps": 4,
-        "critical_above": 1.95,
-        "state_rate": "exponential",
-        "restoration": None,
-        "max_sharpness": 100.0,
-        "smoothing": 15.0,
-        "rods": 1,
-    },
-    "stop": dict.fromkeys(("process", "loss_below", "accuracy_above", "diverged_above")),
-    "record": {
-        "every": 1,
-        "exact": False,
-        "weights_every": 0,
-        "raw_spectra": True,
-        "coordinates": 0,
-        "examples": [],
-        "preconditioners_every": 0,
-        "log_to": [],
-    },
-    "minibatch": {
-        "size": 0,
-        "draw": "epochs",
-        "seeds": 1,
-        "sharpness_every": 0,
-        "noise": "off",
-    },
-    "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
-    "forward": dict.fromkeys(("precision", "third_derivatives"), "highest"),
-    **dict.fromkeys(("devices", "shard"), "auto"),
-    "distributed": "off",
-    "checkpoint": {"every": None, "keep": 2},
-}
-
-
 def test_defaults_are_those_of_the_contract(load):
     spec = load(SPEC.replace("precision: float64\n", ""))
     resolved = yaml.safe_load(spec.to_yaml())
     output = resolved.pop("output")["dir"]
-    assert resolved == DEFAULTS
+    assert resolved == {
+        "name": "small",
+        "seed": 0,
+        "precision": "float32",
+        "data": {"type": "moons", "n": 20, "noise": 0.1},
+        "model": {
+            "type": "mlp",
+            "widths": [3],
+            "activation": "gelu",
+            "output_scale": 1.0,
+            "bias": True,
+            "init": "default",
+            "init_scale": 1.0,
+        },
+        "loss": {"type": "mse"},
+        "task": None,
+        "init": None,
+        "optimizer": {"type": "gd", "lr": 0.4, "weight_decay": 0.0},
+        "processes": ["discrete"],
+        "steps": 5,
+        "warm_start": 0,
+        "eigen": {"track_above": 1.5, "initial": 1, "tol": pytest.approx(5e-4)},
+        "flow": {
+            "method": "adaptive",
+            "tol": 1e-3,
+            "max_step": None,
+            "substeps": 4,
+            "critical_above": 1.95,
+            "state_rate": "exponential",
+            "restoration": None,
+            "max_sharpness": 100.0,
+            "smoothing": 15.0,
+            "rods": 1,
+        },
+        "stop": dict.fromkeys(("process", "loss_below", "accuracy_above", "diverged_above")),
+        "record": {
+            "every": 1,
+            "exact": False,
+            "weights_every": 0,
+            "raw_spectra": True,
+            "coordinates": 0,
+            "examples": [],
+            "preconditioners_every": 0,
+            "log_to": [],
+        },
+        "minibatch": dict.fromkeys(("size", "sharpness_every", "sample"), 0)
+        | {"draw": "epochs", "seeds": 1, "noise": "off", "critical_above": 1.0},
+        "memory": {"microbatch": 0, "hvp_chunk": 0, "remat": False},
+        "forward": dict.fromkeys(("precision", "third_derivatives"), "highest"),
+        **dict.fromkeys(("devices", "shard"), "auto"),
+        "distributed": "off",
+        "checkpoint": {"every": None, "keep": 2},
+    }
     assert output.startswith("/")
 
 
