@@ -113,15 +113,14 @@ def oscillate(
 
     Eigenvalues may exceed 2 by up to `slack` where a flow started unstable. That excess shrinks at
     the rate of restoration, at most to nothing within the substep; any other ends at once.
-    `held` asks for the oscillation that keeps critical eigenvalues where they are, whatever they
-    are. `fallback` is that of `solve_complementarity`. With `noise` the oscillation is the one that
-    mini-batches drive (`balance`), and they have a share of their own in the state's averages.
+    Where `held`, critical eigenvalues are to stay as they are. `fallback` is that of
+    `solve_complementarity`. With `noise` the oscillation is the one that mini-batches drive
+    (`balance`), and they have a share of their own in the state's averages.
     """
     pairs, dt = point.pairs, settings.dt
     ambient = None if noise is None else noise.excess(response, point.post, point.grad, point.w)
     critical = count_critical(pairs, settings.critical_above)
-    kept = 1 - jnp.minimum(1, settings.restoration * dt)
-    left = pairs.theta - 2 if held else kept * jnp.clip(pairs.theta - 2, 0, slack)
+    left = pairs.theta - 2 if held else _excess_left(settings, pairs.theta, slack)
 
     def active() -> Oscillation:
         third = weighted_thirds(loss, point, critical)
@@ -143,11 +142,10 @@ def oscillate(
             solution = balanced(driven, alpha, beta, critical, fallback=fallback)
             found = told(driven, solution)
         X = svec(solution.X)
-        excess = average_excess(response, point, amplitudes, solution.X, critical)
         return Oscillation(
             solution,
             X.astype(third.dtype) @ third / 2,
-            excess,
+            average_excess(response, point, amplitudes, solution.X, critical),
             pull(point, third),
             critical,
             jnp.max(left),
@@ -160,6 +158,14 @@ def oscillate(
         return still if noise is None else replace(still, noise=told_of_nothing(still.solution))
 
     return _amid(jax.lax.cond(critical > 0, active, quiet), ambient)
+
+
+def _excess_left(
+    settings: Resolved, theta: Float[Array, " m"], slack: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    """By how much eigenvalues may exceed 2 after a substep."""
+    kept = 1 - jnp.minimum(1, settings.restoration * settings.dt)
+    return kept * jnp.clip(theta - 2, 0, slack)
 
 
 def _amid(oscillation: Oscillation, ambient: State | None) -> Oscillation:
