@@ -126,9 +126,8 @@ def oscillate(
         third = weighted_thirds(loss, point, critical)
         change = gain_change(response, point)
         amplitudes = pairs.theta * pairs.Y  # the gradient oscillates by H u = theta P u
-        by_weights, by_state = margin_response(
-            response, rate, point, amplitudes, change, third, critical, dt
-        )
+        answers = margin_response(response, rate, point, amplitudes, change, third, critical, dt)
+        by_weights, by_state = answers
         drift = margin_drift(response, rate, point, change, third, dt, ambient)
         margin = jnp.diag(2 - pairs.theta.astype(drift.dtype)) + smat(drift, pairs.theta.size)
         alpha = margin + jnp.diag(left.astype(margin.dtype))
