@@ -193,7 +193,9 @@ def test_two_dimensional_model(b, off):
     np.testing.assert_allclose(weighted / squares, gap, rtol=off)
 
 
-@pytest.mark.parametrize("optimizer", [GD(1.0), RMSProp(0.06, 0.9)])
+@pytest.mark.parametrize(
+    "optimizer", [GD(1.0), pytest.param(RMSProp(0.06, 0.9), marks=pytest.mark.slow)]
+)
 def test_no_noise_gives_the_central_flow(optimizer):
     whole = task(8)
 

@@ -10,7 +10,6 @@ import jax.random as jr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from ..engine.compile import inlined
 from ..engine.curvature import Loss
 from ..engine.response import Rule, Vector, traced_numbers
 from ..engine.settings import Settings
@@ -64,7 +63,7 @@ class DifferentiableFlow(eqx.Module):
         return _end(self, traced_numbers(rule, flat), flat)
 
 
-@inlined
+@eqx.filter_jit
 def _end(flow: DifferentiableFlow, rule: Rule, w: Vector) -> End:
     setting = eqx.tree_at(lambda s: s.response.rule, flow.setting, rule)
     return run_differentiably(setting, w, rule.init(w), flow.steps, flow.substeps, flow.room)

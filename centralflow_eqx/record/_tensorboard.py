@@ -20,6 +20,8 @@ class TensorBoardLog(AbstractLog):
     def __init__(self, about: About):
         self._folder = about.run_dir / "tensorboard"
         self._purge = about.since or None
+        # files are told apart by the second in which they are opened, which may be the same
+        self._suffix = f".from-{about.since:09d}"
         self._writers: dict[str, SummaryWriter] = {}
 
     def write(self, step: int, scalars: Scalars) -> None:
@@ -41,7 +43,9 @@ class TensorBoardLog(AbstractLog):
     def _writer(self, process: str) -> SummaryWriter:
         if process not in self._writers:
             folder = str(self._folder / process)
-            self._writers[process] = SummaryWriter(folder, purge_step=self._purge)
+            self._writers[process] = SummaryWriter(
+                folder, purge_step=self._purge, filename_suffix=self._suffix
+            )
         return self._writers[process]
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, Field, PrivateAttr, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from ..data import DATASETS
@@ -170,6 +177,11 @@ class Record(Section):
     """Tools that are sent the numbers of every row, too."""
 
 
+def _as_switch(value: Any) -> Any:
+    """The text that YAML 1.1 takes for true or false, as PyYAML does."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
+
+
 class MinibatchOptions(Section):
     """What discrete_minibatch sees of the data in a step, and what central flows know of it."""
 
@@ -183,7 +195,7 @@ class MinibatchOptions(Section):
     sharpness_every: Count = 0
     """Steps between measurements of batch sharpness, the mean curvature of an epoch's mini-batches
     along their own steps, a multiple of `record.every`; 0: never."""
-    noise: Literal["off", "on"] = "off"
+    noise: Annotated[Literal["off", "on"], BeforeValidator(_as_switch)] = "off"
     """Central flows know the noise of mini-batches of this size; they step by Euler's method."""
     sample: Count = 0
     """Examples from which that noise is estimated; 0: all, for as much as a gradient of all for
