@@ -49,7 +49,7 @@ def warm_up(steps: int, end: float) -> list[dict[str, float]]:
 
 def counted(k: int) -> list[dict[str, float]]:
     """A flow that counts about `k` directions as critical."""
-    before = follow(1, [f"eigen.initial={k + 1}", "eigen.track_above=0.01"])[0]["eigenvalues"]
+    before = follow(1, [f"eigen.initial={k + 1}"])[0]["eigenvalues"]
     above = float(np.sqrt(before[k - 1] * before[k]))
     settings = {"flow.method": "midstep", "flow.critical_above": above, "eigen.track_above": above}
     return follow(COUNTED_STEPS, [f"{key}={value}" for key, value in settings.items()])[1:]
@@ -93,16 +93,6 @@ def averaged(rows: list[dict[str, Any]], weights: dict[str, float]) -> list[dict
     return found
 
 
-def measure(steps: int, end: float) -> dict[str, Any]:
-    """Both tables, and what products and third derivatives weigh."""
-    weights = weigh()
-    return {
-        "weights": weights,
-        "at the edge": averaged(warm_up(steps, end), weights),
-        "counted": [row for k in COUNTED for row in averaged(counted(k), weights)],
-    }
-
-
 def line(row: dict[str, Any]) -> list[str]:
     """A row of the table."""
     return [
@@ -123,9 +113,11 @@ def main() -> None:
     parser.add_argument("--end", type=float, default=1.5, help="the learning rate at their end")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
-    found = measure(arguments.steps, arguments.end)
-    for name in ("at the edge", "counted"):
-        print(f"\n{name}\n\n" + table(HEADER, [line(row) for row in found[name]]))
+    found: dict[str, Any] = {"weights": (weights := weigh())}
+    found["at the edge"] = averaged(warm_up(arguments.steps, arguments.end), weights)
+    print(table(HEADER, [line(row) for row in found["at the edge"]]) + "\n", flush=True)
+    found["counted"] = averaged([row for k in COUNTED for row in counted(k)], weights)
+    print(table(HEADER, [line(row) for row in found["counted"]]))
     print("in gradients:", ", ".join(f"{k} {v:.2f}" for k, v in found["weights"].items()))
     if arguments.json:
         found["environment"] = environment()
