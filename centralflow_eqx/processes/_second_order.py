@@ -299,6 +299,7 @@ def _outlook(
     critical: Int[Array, ""],
     R: Float[Array, "k k"],
 ) -> tuple[Outlook, Int[Array, ""]]:
+    """What a step begins with, and how many third derivatives that took."""
     memory, first = state.memory, leading(pairs, critical_room(pairs))
     critical = jnp.minimum(critical, first.theta.size)  # more of them are an overflow
     point = Point(state.w, state.s, place.grad, gain, first)
