@@ -145,5 +145,7 @@ def principal_axes(X: Float[Array, "k k"], critical: Int[Array, ""]) -> Float[Ar
     counts = jnp.arange(len(X)) < critical
     size = jnp.max(jnp.abs(X))
     inside = jnp.where(counts[:, None] & counts, X, 0) / jnp.where(size > 0, size, 1)
-    apart = jnp.where(counts, 0, -1 - jnp.arange(len(X))).astype(X.dtype)
+    # Axes of equal variances are not to be those of rounding.
+    order = -jnp.arange(len(X))
+    apart = jnp.where(counts, 1e-6 * order, order - 1).astype(X.dtype)
     return jnp.linalg.eigh(inside + jnp.diag(apart))[1][:, ::-1]
