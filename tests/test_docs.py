@@ -85,7 +85,7 @@ def test_python_blocks_run(path, capsys, figures, monkeypatch):
 
 @pytest.mark.slow
 def test_the_page_on_derivatives_tunes_a_schedule(capsys):
-    names = {}
+    names = {"__name__": "sensitivity"}
     for block in blocks(ROOT / "docs" / "sensitivity.md", "python"):
         exec(compile(block, "sensitivity.md", "exec"), names)
     *predicted, before, after = re.findall(
